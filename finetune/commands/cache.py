@@ -143,8 +143,8 @@ def _clear(args: argparse.Namespace) -> int:
             f"{size / 1e6:,.1f} MB in {root} would be deleted ({names}).",
             "If you mean it, run: finetune cache clear --yes",
         )
-    _refuse_while_in_use(root / "locks")
     with disk_errors(root):
+        _refuse_while_in_use(root / "locks")
         for folder in ours:
             shutil.rmtree(folder)
         (root / TAG_NAME).unlink()
@@ -160,13 +160,11 @@ def _clear(args: argparse.Namespace) -> int:
 def _refuse_while_in_use(locks: Path) -> None:
     import filelock
 
-    from finetune.data.cache import disk_errors
-
     for path in sorted(locks.glob("*.lock")) if locks.is_dir() else []:
         try:
-            with disk_errors(locks), filelock.FileLock(path, timeout=0):
+            with filelock.FileLock(path, timeout=0):
                 pass
-        except filelock.Timeout:
+        except filelock.Timeout:  # an OSError, so it is told apart before disk_errors sees it
             raise SourceError(
                 f"Another process is fetching into the cache ({path.stem}). Nothing was deleted.",
                 "Wait until it is done, or stop it.",

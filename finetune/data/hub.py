@@ -28,7 +28,7 @@ from finetune.errors import SourceError
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 DATA_FILES = ("*.csv", "*.tsv", "*.jsonl", "*.parquet", "README.md")
 # The hub's server names the files; a name that climbs out of the snapshot is not asked for.
-_CLIMBING = ["../*", "*/../*", "/*", "*\\*"]
+_CLIMBING = ["../*", "*/../*", "/*"]
 
 
 def hub_model_files(repo_id: str, revision: str | None) -> Path:
