@@ -71,6 +71,8 @@ def _ls(args: argparse.Namespace) -> int:
     rows = []
     for name in FOLDERS:
         for entry in sorted((root / name).iterdir()) if name != "locks" and (root / name).is_dir() else []:
+            if entry.suffix == ".lock":
+                continue
             size = _size(entry)
             total += size
             rows.append(f"{size / 1e6:>10,.1f} MB  {name}/{entry.name}")

@@ -26,6 +26,7 @@ FOLDERS = {
     "wheels": "wheels as the registry has them",
     "pypi": "models and data unpacked from wheels",
     "data": "tables read once and kept as Arrow",
+    "tokens": "token ids of rows, computed once",
     "locks": "turns of parallel processes",
 }
 
