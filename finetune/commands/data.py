@@ -1,0 +1,210 @@
+"""`finetune data`: look at data before training on it, and write a card for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import ConfigError, FinetuneError
+
+if TYPE_CHECKING:
+    from finetune.config import TextClassificationData
+    from finetune.data.checks import CheckReport
+
+_RAW = argparse.RawDescriptionHelpFormatter
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Add `data check`, `data card` and `data list`."""
+    data = subparsers.add_parser(
+        "data",
+        help="check data, write a card for it, list the shipped cards",
+        description="Look at data before training on it. What `check` finds wrong is what a run would refuse.",
+        epilog="example: finetune data check reviews.csv --set data.label=stars",
+        formatter_class=_RAW,
+    )
+    data.set_defaults(call=lambda args: _usage(data))
+    commands = data.add_subparsers(metavar="COMMAND")
+    check = commands.add_parser(
+        "check",
+        help="rows, labels, duplicates, conflicts, leaks, lengths, and every problem with its line",
+        description=(
+            "Read data as a run would, but count problems instead of stopping at the first.\n"
+            "Exit status: 0 when it can be trained on, 1 when there are problems, 2 when it can't be read."
+        ),
+        epilog="example: finetune data check reviews.csv --set data.text=review --set data.label=stars --json",
+        formatter_class=_RAW,
+    )
+    _source_arguments(check)
+    check.add_argument("--model", metavar="NAME", help="count this model's tokens (hub id, folder or pypi: source)")
+    check.add_argument("--max-tokens", metavar="N", type=int, help="limit whose truncation is reported (default: 256)")
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.set_defaults(call=_check)
+    card = commands.add_parser(
+        "card",
+        help="write a data card with measured numbers",
+        description=(
+            "Write a data card: where the files are (with hashes), columns, labels in order, splits and measured\n"
+            "numbers. `--data CARD.md` then means exactly this data. Without --out it is printed."
+        ),
+        epilog="example: finetune data card reviews.csv --out data_cards/reviews.md --license cc-by-4.0 --language en",
+        formatter_class=_RAW,
+    )
+    _source_arguments(card)
+    card.add_argument("--out", metavar="FILE", type=Path, help="where to save it; a file that exists is not replaced")
+    card.add_argument("--license", default="unknown", help="licence as the hub writes it (default: unknown)")
+    card.add_argument("--language", default="und", help="language code, such as en (default: und, undetermined)")
+    card.set_defaults(call=_card)
+    listed = commands.add_parser(
+        "list",
+        help="the shipped data cards",
+        description="The data sets that come with a card: fetched at first use, then kept in the cache.",
+        epilog="example: finetune data list",
+        formatter_class=_RAW,
+    )
+    listed.set_defaults(call=_list)
+
+
+def _source_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="CSV, TSV, JSONL or Parquet file, folder, card or hub id")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="data.KEY=VALUE",
+        help="a data setting, such as data.text=COLUMN (repeatable)",
+    )
+
+
+def _usage(parser: argparse.ArgumentParser) -> int:
+    parser.print_help(sys.stderr)
+    return 2
+
+
+def _settings(args: argparse.Namespace) -> TextClassificationData:
+    from finetune.config import Section, TextClassificationData, apply_override, settings_of, unknown_key
+
+    class Data(Section):
+        data: TextClassificationData
+
+    config = Data(data=TextClassificationData(source=args.path))
+    known = [key for key, _, _ in settings_of(config)]
+    for override in args.overrides:
+        key, equals, _ = override.partition("=")
+        if equals and key.strip() not in known:
+            raise unknown_key(key.strip(), known, "is not a setting of `finetune data`")
+        apply_override(config, override, "finetune data")
+    return config.data
+
+
+def _check(args: argparse.Namespace) -> int:
+    from finetune.data.checks import check_data, token_lengths
+
+    settings = _settings(args)
+    limit = args.max_tokens if args.max_tokens is not None else settings.max_tokens
+    if limit < 1:
+        raise ConfigError(f"--max-tokens {limit} is too small.", "Give a number of tokens, for example 256.")
+    lengths = None
+    if args.model is not None:
+        lengths = token_lengths(_tokenizer(args.model))
+    report = check_data(
+        settings,
+        {"text": settings.text, "label": settings.label},
+        lengths=lengths,
+        unit="words" if lengths is None else "tokens",
+        max_length=None if lengths is None else limit,
+    )
+    print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if args.json else _as_text(report))
+    return 1 if report.problems else 0
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    from finetune.data.sources import resolve_model
+
+    folder = resolve_model(name, None).path
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--model {name}: its tokenizer can't be loaded: {str(error).splitlines()[0]}",
+            "Name a model whose folder has tokenizer.json.",
+        ) from None
+
+
+def _card(args: argparse.Namespace) -> int:
+    from finetune.data.card_draft import draft_card, write_card
+
+    settings = _settings(args)
+    out = args.out or Path("card.md")
+    text = draft_card(settings, {"text": settings.text, "label": settings.label}, out, args.license, args.language)
+    if args.out is None:
+        print(text, end="")
+    else:
+        write_card(text, args.out)
+        print(f"wrote {args.out}; use it by --data {args.out}", file=sys.stderr)
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from finetune.data.card import card_names, load_card
+
+    status = 0
+    width = max((len(name) for name in card_names()), default=0)
+    for name in card_names():
+        try:
+            card = load_card(name)
+        except FinetuneError as error:  # one broken card must not hide the others
+            print(error, file=sys.stderr)
+            status = error.exit_code
+            continue
+        rows = sum(card.block.rows.values())
+        print(f"{name:<{width}}  {rows:>7,} rows  {len(card.block.labels):>2} labels  {card.title}")
+    return status
+
+
+def _as_text(report: CheckReport) -> str:
+    measured, lengths = report.measured, report.lengths
+    total = sum(measured.rows.values())
+    lines = [
+        f"{report.name}: {total:,} rows ({', '.join(f'{split} {count:,}' for split, count in measured.rows.items())})",
+        f"sha256 {report.sha256}",
+        "",
+    ]
+    if measured.label_counts:
+        ratio = f", largest to smallest {report.imbalance:g} : 1" if report.imbalance else ""
+        lines.append(f"{len(measured.label_counts)} labels{ratio}")
+        width = max(5, *(len(label) for label in measured.label_counts))
+        cut = f" over {lengths.limit}" if lengths.truncated_by_label else ""
+        lines.append(f"  {'label':<{width}}  {'train':>8} {'valid':>8} {'test':>8}   share{cut:>11}")
+        for label, counts in measured.label_counts.items():
+            share = sum(counts.values()) / total if total else 0.0
+            truncated = lengths.truncated_by_label.get(label)
+            tail = f"{truncated:>11.1%}" if truncated is not None else ""
+            numbers = " ".join(f"{counts[split]:>8,}" for split in ("train", "valid", "test"))
+            lines.append(f"  {label:<{width}}  {numbers}  {share:>6.1%}{tail}")
+        lines.append("")
+    duplicates = measured.duplicates
+    lines += [
+        f"duplicates         {duplicates.exact:,} exact, {duplicates.normalised:,} after normalising case and space",
+        f"conflicting labels {duplicates.conflicting:,} rows whose text also stands under another label",
+        f"cross-split rows   {', '.join(f'{split} {count:,}' for split, count in measured.leaks.items())}",
+        f"left out           {report.dropped:,} by the card's label rule",
+        f"length in {lengths.unit:<8} " + ", ".join(f"{name} {value:,}" for name, value in lengths.percentiles.items()),
+    ]
+    if lengths.truncated is not None:
+        over = f"{lengths.truncated:.2%} of rows are longer than {lengths.limit} {lengths.unit}"
+        lines.append(f"truncated          {over}")
+    else:
+        lines.append("truncated          --model NAME counts tokens and says what is cut off")
+    lines += ["", *(f"note: {note}" for note in report.notes)]
+    for kind, (count, first) in report.problems.items():
+        lines.append(f"problem: {count:,} x {kind}")
+        lines += [f"  {message}".replace("\n", "\n  ") for message in first]
+    lines.append("A run would refuse this data." if report.problems else "A run can train on this data.")
+    return "\n".join(lines)

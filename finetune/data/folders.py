@@ -1,0 +1,95 @@
+"""Finds the train, valid and test files of a folder by their names, and refuses to guess."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from finetune.data.file_kinds import SUFFIXES
+from finetune.errors import DataError
+
+_NAMES = {
+    "train": "train", "training": "train",
+    "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_SHARD = re.compile(r"[-_.]\d{4,5}([-_.]of[-_.]\d{4,5})?(-[0-9a-f]{6,})?")
+_ORDER = ("train", "valid", "test", "all")
+
+
+def files_by_split(folder: Path) -> list[tuple[str, Path]]:
+    """(split, file) in reading order: train.csv, dev.tsv, data/test-00000-of-00001.parquet, train/0000.parquet, ...
+
+    A single data file of any name counts as "all".
+
+    Raises:
+        DataError: no data file, no training file, or more than one reading.
+    """
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.relative_to(folder))
+    ]
+    if not found:
+        raise DataError(
+            f"{folder} holds no data file ({', '.join(SUFFIXES)}).",
+            "Put train.csv and test.csv there, or give the file itself.",
+        )
+    by_root: dict[Path, list[tuple[str, Path]]] = {}
+    for path in found:
+        split, root = _split_of(path)
+        if split is not None:
+            by_root.setdefault(root, []).append((split, path))
+    if not by_root:
+        if len(found) == 1:
+            return [("all", found[0])]
+        raise _ambiguous(folder, found, "none of them is named train, valid or test")
+    # The folder's own files come first; `data` is where the hub's repositories keep theirs.
+    roots = [root for root in (folder, folder / "data") if root in by_root] or sorted(by_root)
+    if len(roots) > 1 and roots[0] != folder:
+        raise DataError(
+            f"{folder} holds several data sets: {', '.join(str(root.relative_to(folder)) for root in roots[:8])}.",
+            f"Give one of them: --data {roots[0]}",
+        )
+    files = by_root[roots[0]]
+    kinds = sorted({path.suffix.lower() for _, path in files})
+    if len(kinds) > 1:
+        raise _ambiguous(folder, [path for _, path in files], f"they are of several kinds ({', '.join(kinds)})")
+    for split in ("train", "valid", "test"):
+        same = [path for of, path in files if of == split]
+        if len(same) > 1 and not all(_is_shard(path) for path in same):
+            raise _ambiguous(folder, same, f"more than one is the {split} split")
+    if not any(split == "train" for split, _ in files):
+        raise DataError(
+            f"{folder} has {', '.join(path.name for _, path in files)}, but no training file.",
+            f"Name it train{kinds[0]}, or give one file alone and let it be split.",
+        )
+    if {split for split, _ in files} == {"train"}:
+        return [("all", path) for _, path in files]
+    return sorted(files, key=lambda item: (_ORDER.index(item[0]), item[1]))
+
+
+def _split_of(path: Path) -> tuple[str | None, Path]:
+    """The split that a file's name or its folder's name says, and the folder that holds the whole data set."""
+    stem = _SHARD.sub("", path.stem.casefold())
+    if stem in _NAMES:
+        return _NAMES[stem], path.parent
+    if path.parent.name.casefold() in _NAMES and re.fullmatch(r"\d+", stem):
+        return _NAMES[path.parent.name.casefold()], path.parent.parent
+    return None, path.parent
+
+
+def _is_shard(path: Path) -> bool:
+    return bool(_SHARD.search(path.stem)) or bool(re.fullmatch(r"\d+", path.stem))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _ambiguous(folder: Path, files: list[Path], why: str) -> DataError:
+    names = ", ".join(str(path.relative_to(folder)) for path in files[:8]) + (", ..." if len(files) > 8 else "")
+    return DataError(
+        f"{folder}: it isn't clear which files are meant: {why} ({names}).",
+        "Name them train.csv, valid.csv and test.csv (one kind), or give one file.",
+    )

@@ -1,0 +1,260 @@
+"""Streams the rows of a plan into Arrow files, one a split, with memory that doesn't grow with the texts."""
+
+from __future__ import annotations
+
+import bisect
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.data.arrow_splits import RowWriter, write_splits
+from finetune.data.card import LabelRule
+from finetune.data.columns import ID, LABEL, ROLES, Texts, find_columns
+from finetune.data.labels import BAD, DROP, Classes, LabelCoder
+from finetune.data.plan import DataPlan
+from finetune.data.problems import Problems
+from finetune.data.readers import Table, open_table
+from finetune.data.splits import DROPPED, SPLITS, TEST, TRAIN, VALID, assign, first_in_hash_order, split_hash
+from finetune.errors import DataError
+
+SMALL_SPLIT = 50  # fewer rows than this make an interval too wide to say much
+
+
+@dataclass
+class _Rows:
+    """What is kept in memory of each row: 25 bytes, whatever its texts are."""
+
+    hashes: array = field(default_factory=lambda: array("Q"))
+    id_hashes: array = field(default_factory=lambda: array("Q"))
+    codes: array = field(default_factory=lambda: array("i"))
+    published: array = field(default_factory=lambda: array("b"))
+    numbers: array = field(default_factory=lambda: array("I"))  # line or row in its file
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The rows in Arrow files of `folder`, split by split."""
+
+    files: dict[str, Path]
+    rows: dict[str, int]
+    columns: dict[str, str]
+    """Role -> column, also for those that were found by name."""
+    labels: tuple[str, ...]
+    class_names: tuple[str, ...]
+    """Names that the file itself gives its integer labels (a ClassLabel of the hub), else empty."""
+    sha256: str
+    dropped: int
+    notes: tuple[str, ...]
+
+
+def stage(plan: DataPlan, folder: Path, problems: Problems) -> Staged:
+    """Read, check, split and write all rows of a plan.
+
+    Memory: 25 bytes a row plus one batch; time linear in rows.
+
+    Raises:
+        DataError: at the first problem when `problems` is strict, else only where nothing can be read on.
+    """
+    return _Stage(plan, folder, problems).run()
+
+
+class _Stage:
+    def __init__(self, plan: DataPlan, folder: Path, problems: Problems) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.problems = problems
+        self.tables = [(split, open_table(path, plan.format)) for split, path in plan.files]
+        self.columns = self._columns()
+        self.texts = {role: Texts(column, problems) for role, column in self.columns.items() if role in ROLES}
+        self.class_names: tuple[str, ...] = ()
+        self.coder = self._label_coder()
+        self.rows = _Rows()
+        self.ends: list[int] = []  # rows read up to the end of each file
+        self.notes = list(plan.notes)
+        path = plan.files[0][1]
+        self.where = plan.name if plan.card else str(path if len(plan.files) == 1 else path.parent)
+
+    def run(self) -> Staged:
+        self._read()
+        self._refuse_same_ids()
+        codes = np.array(self.rows.codes, dtype=np.int64)
+        classes = self.coder.classes(self.where) if self.coder is not None else Classes((), np.zeros(1, np.int64), ())
+        indices = classes.index_of_code[codes] if len(codes) else codes
+        splits = self._assign(indices, classes)
+        splits[indices < 0] = DROPPED  # only where problems are counted: a load has stopped at them
+        self._check_splits(splits, indices, classes)
+        with_label = indices if self.coder is not None else None
+        files, sha256 = write_splits(self.folder, splits, with_label, classes.names)
+        rows = {name: int((splits == index).sum()) for index, name in enumerate(SPLITS)}
+        dropped = self.coder.dropped if self.coder is not None else 0
+        if dropped:
+            zero = "with the value 0 " if self.plan.label_rule is not None and self.plan.label_rule.sign else ""
+            self.notes.append(f"{dropped} rows {zero}were left out by the card's label rule")
+        self.notes += [note for texts in self.texts.values() for note in texts.notes()] + list(classes.notes)
+        return Staged(files, rows, self.columns, classes.names, self.class_names, sha256, dropped, tuple(self.notes))
+
+    def _columns(self) -> dict[str, str]:
+        header_line = self.tables[0][1].unit == "line" and self.plan.format.names is None
+        first = self.tables[0][1]
+        found = find_columns(self.plan.columns, first.columns, first.path, header_line)
+        for _, table in self.tables[1:]:
+            for role, column in found.items():
+                if column not in table.columns:
+                    raise DataError(
+                        f"{table.path} has no column {column!r} for the {role}, but {first.path.name} has "
+                        f"(columns: {', '.join(table.columns[:12])}).",
+                        "Give all files the same columns; take a file without labels out of the folder.",
+                    )
+        return found
+
+    def _label_coder(self) -> LabelCoder | None:
+        if LABEL not in self.columns:
+            return None
+        rule, labels = self.plan.label_rule, self.plan.labels
+        names = self.tables[0][1].class_names(self.columns[LABEL]) if self.plan.card is None else None
+        if names:
+            self.class_names = tuple(names)
+            rule, labels = LabelRule(map={str(index): name for index, name in enumerate(names)}), tuple(names)
+        return LabelCoder(self.columns[LABEL], rule, labels, self.problems)
+
+    def _read(self) -> None:
+        """Stream all files into one Arrow file (id and texts); everything else of a row goes into `self.rows`."""
+        found = {role: self.columns[role] for role in self.plan.columns if self.plan.columns[role] is None}
+        if found:
+            self.notes.append("found by name: " + ", ".join(f"{role} is column {col!r}" for role, col in found.items()))
+        with RowWriter(self.folder, {role: texts.arrow_type for role, texts in self.texts.items()}) as writer:
+            for split, table in self.tables:
+                for row in self._rows_of(split, table):
+                    writer.add(row)
+                self.ends.append(len(self.rows.codes))
+                if self.ends[-1] == (self.ends[-2] if len(self.ends) > 1 else 0):
+                    self.problems.add(
+                        "files without a row",
+                        f"{table.path} has {'a header but ' if table.unit == 'line' else ''}no row to use.",
+                        "Add rows, or take the file away.",
+                    )
+
+    def _rows_of(self, split: str, table: Table) -> Iterator[list[str]]:
+        wanted = list(dict.fromkeys(self.columns.values()))
+        at = {role: wanted.index(column) for role, column in self.columns.items()}
+        # Published splits number their rows from 1 each, and so need their name in the id.
+        prefix = "" if split == "all" else f"{split}/"
+        rows, coder, published = self.rows, self.coder, SPLITS.index("train" if split == "all" else split)
+        shard = sum(1 for other, earlier in self.tables if other == split and earlier.path < table.path)
+        if shard and ID not in at:
+            prefix += f"{shard}/"
+        for number, values in table.rows(wanted, self.problems):
+            texts = [texts.read(values[at[role]], table.path, table.unit, number) for role, texts in self.texts.items()]
+            if any(text is None for text in texts):
+                continue
+            code = 0 if coder is None else coder.code(values[at[LABEL]], table.path, table.unit, number)
+            if code in (DROP, BAD):
+                continue
+            name = number if ID not in at else self._id(values[at[ID]], table, number)
+            if name is None:
+                continue
+            whole = [text for text in texts if text is not None]
+            rows.hashes.append(split_hash(self.plan.salt, whole))
+            rows.id_hashes.append(split_hash("", [f"{prefix}{name}".encode().hex()]))
+            rows.codes.append(code)
+            rows.published.append(published)
+            rows.numbers.append(number)
+            yield [f"{prefix}{name}", *whole]
+
+    def _id(self, value: object, table: Table, number: int) -> str | None:
+        name = "" if value is None else str(value).strip()
+        if not name:
+            self.problems.add(
+                "missing ids",
+                f"{table.path}, {table.unit} {number}: the id in {self.columns[ID]!r} is missing.",
+                "Fill it in, or rename the column if it is no id.",
+            )
+            return None
+        return name
+
+    def _refuse_same_ids(self) -> None:
+        hashes = np.array(self.rows.id_hashes, dtype=np.uint64)
+        order = np.argsort(hashes, kind="stable")
+        twins = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+        for twin in twins:
+            first, second = int(order[twin]), int(order[twin + 1])
+            self.problems.add(
+                "ids that stand twice",
+                f"{self._place(second)}: its id in column {self.columns.get(ID, '')!r} is also that of "
+                f"{self._place(first)}.",
+                "Make ids unique, or rename the column if it is no id.",
+            )
+
+    def _place(self, row: int) -> str:
+        table = self.tables[bisect.bisect_right(self.ends, row)][1]
+        return f"{table.path}, {table.unit} {self.rows.numbers[row]}"
+
+    def _assign(self, indices: NDArray[np.int64], classes: Classes) -> NDArray[np.int8]:
+        hashes = np.array(self.rows.hashes, dtype=np.uint64)
+        published = np.array(self.rows.published, dtype=np.int8)
+        splits = assign(hashes, indices, published, valid_share=self.plan.valid_share, test_share=self.plan.test_share)
+        in_train = np.flatnonzero(splits == TRAIN)
+        most = self.plan.max_train_rows
+        if most is not None and most < len(in_train):
+            splits[in_train] = DROPPED
+            splits[in_train[first_in_hash_order(hashes[in_train], most)]] = TRAIN
+            left = len(np.unique(indices[splits == TRAIN]))
+            self.notes.append(f"data.max_train_rows keeps {most} of {len(in_train)} training rows")
+            if left < len(classes.names):
+                self.notes.append(f"those {most} rows hold {left} of {len(classes.names)} classes")
+        for later, earlier in ((VALID, (TRAIN,)), (TEST, (TRAIN, VALID))):
+            leaked = np.isin(hashes[splits == later], hashes[np.isin(splits, earlier)]).sum()
+            if leaked:
+                self.notes.append(
+                    f"{leaked} rows of the published {SPLITS[later]} split have the text of a row in "
+                    f"{' or '.join(SPLITS[index] for index in earlier)}; they stay, as published"
+                )
+        return splits
+
+    def _check_splits(self, splits: NDArray[np.int8], indices: NDArray[np.int64], classes: Classes) -> None:
+        published = np.array(self.rows.published, dtype=np.int8)
+        for index, name in enumerate(SPLITS):
+            count = int((splits == index).sum())
+            if count == 0:
+                self.problems.add(
+                    "splits without a row",
+                    f"{self.where}: {len(splits)} rows are too few to split; {name} gets none.",
+                    "Add rows (some hundreds at least), or give train, valid and test files in a folder.",
+                )
+            elif count < SMALL_SPLIT and index != TRAIN:
+                self.notes.append(f"{name} has only {count} rows, so its intervals will be wide")
+        in_train = np.unique(indices[splits == TRAIN])
+        if len(classes.names) > 1 and len(in_train) == 1:
+            self.problems.add(
+                "one class only",
+                f"{self.where}: all training rows have the label {classes.names[in_train[0]]!r}.",
+                "Add rows of other classes, or raise data.max_train_rows.",
+            )
+        if self.plan.max_train_rows is not None:
+            return  # a learning curve's short end leaves classes out on purpose, and the notes say so
+        for label in np.setdiff1d(indices[splits != DROPPED], in_train):
+            rows = np.flatnonzero((indices == label) & (splits != DROPPED))
+            self.problems.add_error(
+                "labels that train never has", self._unseen(classes.names[label], rows, splits, published)
+            )
+
+    def _unseen(
+        self, label: str, rows: NDArray[np.int64], splits: NDArray[np.int8], published: NDArray[np.int8]
+    ) -> DataError:
+        row = int(rows[0])
+        split = SPLITS[splits[row]]
+        if published[row] != TRAIN:
+            return DataError(
+                f"{self._place(row)}: the label {label!r} is in {split}, but in no training row.",
+                "Add training rows of it, mend the label, or take the row out.",
+            )
+        return DataError(
+            f"{self.where}: the class {label!r} has {len(rows)} {'row' if len(rows) == 1 else 'rows'} (first: "
+            f"{self._place(row)}), and the split hash puts none of them in train.",
+            f"Add rows of it (10 or more are sensible), join it with another class or leave it out; "
+            f"or split by another salt: --set data.split_salt={self.plan.salt}-2",
+        )
