@@ -1,0 +1,112 @@
+"""Which rows make an update, decided globally, and how an update's rows are shared out among processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from finetune.randomness import numpy_generator
+
+# Rows are sorted by length inside pools of this many updates: long enough that padding nearly vanishes, short
+# enough that an update's rows are still a random draw of the epoch.
+POOL_UPDATES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class RowKey:
+    """One training row as it is asked for: augmentation is a function of (seed, epoch, index)."""
+
+    epoch: int
+    index: int
+
+
+class Shard(NamedTuple):
+    """The rows of one micro-batch. `number` counts the micro-shards of an update over all processes."""
+
+    number: int
+    rows: list[RowKey]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The global order of training rows: a pure function of (seed, rows, lengths, batch size).
+
+    An epoch's last update may be short; no row is dropped or repeated within an epoch.
+
+    Args:
+        rows: training rows, over all processes.
+        lengths: tokens of each row, [rows], or None when all rows cost the same.
+        batch_size: rows of an update, over all processes.
+        epochs: passes over the rows; a fraction ends inside an epoch.
+        max_updates: ends the plan earlier.
+    """
+
+    rows: int
+    lengths: np.ndarray | None
+    batch_size: int
+    epochs: float
+    seed: int
+    max_updates: int | None = None
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return math.ceil(self.rows / self.batch_size)
+
+    @property
+    def total_updates(self) -> int:
+        planned = max(1, math.ceil(self.updates_per_epoch * self.epochs - 1e-9))
+        return planned if self.max_updates is None else min(planned, self.max_updates)
+
+    def epoch_order(self, epoch: int) -> list[np.ndarray]:
+        """Row indices of every update of an epoch."""
+        generator = numpy_generator(self.seed, "order", epoch)
+        order = generator.permutation(self.rows)
+        if self.lengths is None:
+            return [order[start : start + self.batch_size] for start in range(0, self.rows, self.batch_size)]
+        pool_rows = POOL_UPDATES * self.batch_size
+        batches = []
+        for start in range(0, self.rows, pool_rows):
+            pool = order[start : start + pool_rows]
+            # A stable sort keeps rows of equal length in their shuffled order.
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            batches += [pool[first : first + self.batch_size] for first in range(0, len(pool), self.batch_size)]
+        return [batches[number] for number in generator.permutation(len(batches))]
+
+    def updates(self, first_update: int = 0) -> Iterator[list[RowKey]]:
+        """The rows of each update from `first_update` on (0-based) to the end of the plan."""
+        update = first_update
+        while update < self.total_updates:
+            epoch, skip = divmod(update, self.updates_per_epoch)
+            for indices in self.epoch_order(epoch)[skip : skip + self.total_updates - update]:
+                yield [RowKey(epoch, int(index)) for index in indices]
+                update += 1
+
+
+def shards_of_rank(update_rows: list[RowKey], micro_rows: int, rank: int, world: int) -> list[Shard]:
+    """This rank's micro-shards of an update.
+
+    The update is cut into the smallest multiple of `world` shards that keeps each at most `micro_rows` long, of
+    sizes that differ by one at most. So every rank makes the same number of backward passes (DDP needs that), and
+    the cut is the same for 1 process and for many whenever `micro_rows` is the same. A shard may be empty when an
+    update has fewer rows than there are processes.
+    """
+    count = math.ceil(len(update_rows) / (micro_rows * world)) * world
+    edges = [round(number * len(update_rows) / count) for number in range(count + 1)]
+    return [Shard(number, update_rows[edges[number] : edges[number + 1]]) for number in range(rank, count, world)]
+
+
+def evaluation_batches(lengths: np.ndarray | None, rows: int, max_rows: int, max_tokens: int) -> list[np.ndarray]:
+    """All rows once, longest first (an out-of-memory error then comes at once), in batches bounded by padded tokens."""
+    if lengths is None:
+        return [np.arange(start, min(start + max_rows, rows)) for start in range(0, rows, max_rows)]
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < rows:
+        size = max(1, min(max_rows, max_tokens // max(1, int(lengths[order[start]]))))
+        batches.append(order[start : start + size])
+        start += size
+    return batches

@@ -1,0 +1,154 @@
+"""Token ids of every row, computed once, kept memory-mapped in the cache, and never computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+
+from finetune.data.batching import RowKey
+from finetune.data.sources import cache_dir
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK_ROWS = 2_000
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Tokenised rows; reading one touches only its own pages of the file.
+
+    Attributes:
+        columns: name to the values of all rows end to end, [tokens]; input_ids, and token_type_ids for pairs.
+        offsets: row i has the values offsets[i]:offsets[i + 1], [rows + 1].
+        truncated: whether a row was longer than the limit, [rows] bool.
+        labels: class index (or score) of each row, [rows], or None.
+    """
+
+    columns: dict[str, np.ndarray]
+    offsets: np.ndarray
+    truncated: np.ndarray
+    labels: np.ndarray | None = None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
+        return [self._row(key.index) for key in keys]
+
+    def _row(self, index: int) -> dict[str, Any]:
+        start, end = self.offsets[index], self.offsets[index + 1]
+        row: dict[str, Any] = {name: values[start:end] for name, values in self.columns.items()}
+        if self.labels is not None:
+            row["labels"] = self.labels[index]
+        return row
+
+
+def tokenize(
+    split: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    texts: Sequence[str] = ("text",),
+    label: str | None = "label",
+) -> TokenRows:
+    """Token ids of a split, special tokens included, from the cache when the same texts were tokenised before.
+
+    Args:
+        texts: one text column, or two for sentence pairs.
+        label: column that becomes TokenRows.labels, or None.
+    """
+    key = _key(split, tokenizer, max_tokens, texts)
+    folder = cache_dir() / "tokens" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Ranks and parallel runs ask for the same split at the same time: one works, the others wait and read.
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            _write(split, tokenizer, max_tokens, texts, folder)
+    columns = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+    offsets, truncated = np.array(columns.pop("offsets")), np.array(columns.pop("truncated"))
+    labels = None if label is None else np.asarray(split.with_format("numpy")[label][:])
+    return TokenRows(columns, offsets, truncated, labels)
+
+
+def _key(split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int, texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    for part in ("1", type(tokenizer).__name__, vocabulary, str(max_tokens), *texts):
+        digest.update(part.encode() + b"\0")
+    for start in range(0, len(split), CHUNK_ROWS):
+        rows = split[start : start + CHUNK_ROWS]
+        for name in texts:
+            for text in rows[name]:
+                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _write(
+    split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int, texts: Sequence[str], folder: Path
+) -> None:
+    names = ["input_ids"] + (["token_type_ids"] if len(texts) == 2 and _uses_token_types(tokenizer) else [])
+    values: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    lengths: list[int] = []
+    truncated: list[bool] = []
+    for start in range(0, len(split), CHUNK_ROWS):
+        rows = split[start : start + CHUNK_ROWS]
+        # Encoded whole first, so that what is cut off is known exactly and not guessed from "length == limit".
+        columns = [list(rows[name]) for name in texts]
+        whole = tokenizer(*columns, truncation=False, return_attention_mask=False, verbose=False)
+        cut = tokenizer(*columns, truncation=True, max_length=max_tokens, return_attention_mask=False)
+        truncated += [len(ids) > max_tokens for ids in whole["input_ids"]]
+        lengths += [len(ids) for ids in cut["input_ids"]]
+        for name in names:
+            values[name].append(np.concatenate([np.asarray(ids, dtype=np.int32) for ids in cut[name]]))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tokens-"))
+    try:
+        for name in names:
+            np.save(temporary / f"{name}.npy", np.concatenate(values[name]), allow_pickle=False)
+        np.save(temporary / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        np.save(temporary / "truncated.npy", np.asarray(truncated))
+        (temporary / "done").touch()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _uses_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return "token_type_ids" in tokenizer.model_input_names
+
+
+def pad_tokens(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
+    """Rows to a batch: input_ids and attention_mask [rows, longest], and what else the rows have.
+
+    Tensors are made by NumPy in one copy; `tokenizer.pad` builds Python lists and takes several times as long.
+    """
+    import torch
+
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    mask_BT = np.arange(lengths.max())[None, :] < lengths[:, None]
+    batch: dict[str, Any] = {}
+    for name in rows[0]:
+        if name == "labels":
+            batch[name] = torch.as_tensor(np.array([row[name] for row in rows]))
+            continue
+        padded_BT = np.full(mask_BT.shape, pad_token_id if name == "input_ids" else 0, dtype=np.int64)
+        padded_BT[mask_BT] = np.concatenate([row[name] for row in rows])
+        batch[name] = torch.from_numpy(padded_BT)
+    batch["attention_mask"] = torch.from_numpy(mask_BT.astype(np.int64))
+    return batch

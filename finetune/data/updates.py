@@ -1,0 +1,106 @@
+"""One item an update: this process's micro-shards, collated, loaded ahead by worker processes when asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from finetune.data.batching import BatchPlan, RowKey, Shard, shards_of_rank
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from finetune.task import Batch, Rows
+
+# What `micro_batch_size=auto` puts on one process at most, in padded tokens: beyond it activations leave the caches.
+AUTO_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A collated micro-shard.
+
+    Attributes:
+        number: of the shard, over all processes; dropout is keyed by it.
+        batch: tensors of the shard's rows, or of one borrowed row when the shard is empty.
+        is_empty: the shard has no row of its own: its loss counts nothing.
+        rows: indices of the training rows, for error messages.
+    """
+
+    number: int
+    batch: Batch
+    is_empty: bool
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one process needs for one update, with the totals over all processes."""
+
+    micro_batches: list[MicroBatch]
+    rows: int
+    tokens: int
+
+
+def micro_batch_rows(setting: int | str, update_rows: int, longest: int, world: int) -> int:
+    """Rows that one process holds at once; `auto` shares the update out evenly, within AUTO_TOKENS."""
+    if isinstance(setting, int):
+        return setting
+    return max(1, min(math.ceil(update_rows / world), AUTO_TOKENS // max(1, longest)))
+
+
+class _Updates(Dataset[Update]):
+    """Indexed by an update's rows, so that loader workers can do the collating."""
+
+    def __init__(
+        self, rows: Rows, collate: Callable[[list[dict[str, Any]]], Batch], micro: int | str, rank: int, world: int
+    ):
+        self.rows, self.collate, self.micro, self.rank, self.world = rows, collate, micro, rank, world
+
+    def __getitem__(self, keys: list[RowKey]) -> Update:
+        lengths = self.rows.lengths
+        row_lengths = [1] * len(keys) if lengths is None else [int(lengths[key.index]) for key in keys]
+        micro = micro_batch_rows(self.micro, len(keys), max(row_lengths), self.world)
+        shards = shards_of_rank(keys, micro, self.rank, self.world)
+        return Update([self._collated(shard, keys[0]) for shard in shards], len(keys), sum(row_lengths))
+
+    def _collated(self, shard: Shard, borrowed: RowKey) -> MicroBatch:
+        batch = self.collate(self.rows.__getitems__(shard.rows or [borrowed]))
+        return MicroBatch(shard.number, batch, not shard.rows, tuple(key.index for key in shard.rows))
+
+
+class _PlanSampler(Sampler[list[RowKey]]):
+    def __init__(self, plan: BatchPlan, first_update: int):
+        self.plan, self.first_update = plan, first_update
+
+    def __iter__(self) -> Iterator[list[RowKey]]:
+        return self.plan.updates(self.first_update)
+
+    def __len__(self) -> int:
+        return self.plan.total_updates - self.first_update
+
+
+def load_updates(
+    plan: BatchPlan,
+    rows: Rows,
+    collate: Callable[[list[dict[str, Any]]], Batch],
+    *,
+    first_update: int,
+    micro_batch_size: int | str,
+    rank: int,
+    world: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Update]:
+    """The updates from `first_update` (0-based) to the end of the plan, as this rank sees them."""
+    return DataLoader(
+        _Updates(rows, collate, micro_batch_size, rank, world),
+        batch_size=None,
+        sampler=_PlanSampler(plan, first_update),
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )
