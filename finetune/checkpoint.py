@@ -1,0 +1,252 @@
+"""Checkpoints that are whole or absent: safetensors and JSON, a manifest of SHA-256 last, then one rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from finetune.errors import CheckpointError
+from finetune.files import sha256_of, sync_folder, write_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+# Between a parameter's name and the name of its optimizer state; no parameter name holds it.
+STATE_OF = "|"
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the weights and the optimizer it is all that a run needs to go on.
+
+    Attributes:
+        update: optimizer updates done.
+        rows: rows trained on, over all processes.
+        tokens: tokens trained on (padding left out), over all processes.
+        best_update: update of the best validation metric so far; 0 before the first evaluation.
+        best_value: that metric.
+        evals_without_gain: evaluations since then.
+        stopped_early: the plan was ended by early stopping.
+    """
+
+    update: int = 0
+    rows: int = 0
+    tokens: int = 0
+    best_update: int = 0
+    best_value: float | None = None
+    evals_without_gain: int = 0
+    stopped_early: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """Tensors by file, and numbers, of one moment of a run, on the CPU.
+
+    Attributes:
+        tensors: file stem (model, optimizer, adapter) to named tensors.
+        numbers: JSON-able rest: parameter groups, aliases of tied weights, the fp16 scaler.
+    """
+
+    tensors: dict[str, dict[str, torch.Tensor]]
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+def capture(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> State:
+    """The trainable weights, all buffers and the optimizer's state, keyed by parameter name.
+
+    Collective: every process calls it; only the first gets the tensors when the model is sharded.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    weights, aliases = _without_aliases(cast(dict[str, torch.Tensor], get_model_state_dict(model, options=options)))
+    tensors = {"model": weights}
+    numbers: dict[str, Any] = {"aliases": aliases}
+    if optimizer is not None:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer, options=options))
+        tensors["optimizer"] = {
+            f"{name}{STATE_OF}{key}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            for name, entries in state.get("state", {}).items()
+            for key, value in entries.items()
+            if value is not None
+        }
+        numbers["param_groups"] = state.get("param_groups", [])
+    return State(tensors, numbers)
+
+
+def restore(state: State, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Put a captured state back. Collective."""
+    weights = dict(state.tensors["model"])
+    weights.update({alias: weights[name] for alias, name in state.numbers["aliases"].items()})
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    result = set_model_state_dict(model, cast(dict[str, Any], weights), options=options)
+    if result.unexpected_keys:
+        raise CheckpointError(
+            f"The checkpoint has weights that the model lacks: {', '.join(result.unexpected_keys[:5])}."
+        )
+    if optimizer is not None:
+        entries: dict[str, dict[str, Any]] = {}
+        for key, value in state.tensors["optimizer"].items():
+            name, _, kind = key.rpartition(STATE_OF)
+            entries.setdefault(name, {})[kind] = value
+        # torch moves only what it knows; `step` stays a CPU tensor unless the optimizer is capturable.
+        set_optimizer_state_dict(
+            model,
+            optimizer,
+            cast(Any, {"state": entries, "param_groups": state.numbers["param_groups"]}),
+            options=StateDictOptions(full_state_dict=True),
+        )
+
+
+class Checkpoints:
+    """The checkpoints of one run: `update_00000120/` each, found by content and not by file time."""
+
+    def __init__(self, folder: Path, keep: int, note: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.note = note
+
+    def save(self, state: State, progress: Progress, identity: Mapping[str, Any]) -> Path:
+        """Write a checkpoint, then remove those that neither are the newest `keep` nor the best. One process calls it.
+
+        Raises:
+            CheckpointError: the disk is full, read-only or broken; older checkpoints are untouched.
+        """
+        final = self.path(progress.update)
+        temporary = self.folder / f".writing-{final.name}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            for stem, tensors in state.tensors.items():
+                path = temporary / f"{stem}.safetensors"
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+                _sync_file(path)
+            content = {
+                "format": FORMAT,
+                "progress": asdict(progress),
+                "identity": dict(identity),
+                "numbers": state.numbers,
+            }
+            write_json(temporary / "state.json", content)
+            hashes = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+            write_json(temporary / MANIFEST, {"format": FORMAT, "update": progress.update, "sha256": hashes})
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(temporary, final)
+            sync_folder(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(
+                f"The checkpoint of update {progress.update} can't be written to {self.folder}: {error}",
+                "Make room or mend the disk, then go on with --resume; earlier checkpoints are untouched.",
+            ) from None
+        self._rotate(progress)
+        return final
+
+    def path(self, update: int) -> Path:
+        return self.folder / f"update_{update:08d}"
+
+    def updates(self) -> list[int]:
+        """Updates that have a checkpoint folder, newest first; whether they are whole is not looked at."""
+        found = [path.name.removeprefix("update_") for path in self.folder.glob("update_*")]
+        return sorted((int(name) for name in found if name.isdigit()), reverse=True)
+
+    def newest(self) -> tuple[State, Progress, dict[str, Any]] | None:
+        """The newest checkpoint that is whole; damaged ones are named and passed over. None when there is none.
+
+        Raises:
+            CheckpointError: there are checkpoints, but not one is whole.
+        """
+        damage: list[str] = []
+        for update in self.updates():
+            try:
+                found = self.read(update)
+            except CheckpointError as error:
+                damage.append(error.problem)
+                self.note(f"{error.problem} It is passed over for the one before it.")
+                continue
+            return found
+        if damage:
+            raise CheckpointError(f"No whole checkpoint is left in {self.folder}.", damage[-1])
+        return None
+
+    def read(self, update: int) -> tuple[State, Progress, dict[str, Any]]:
+        """One checkpoint, every file checked against the manifest before anything is taken from it.
+
+        Raises:
+            CheckpointError: names the file that is missing, damaged or from another checkpoint.
+        """
+        folder = self.path(update)
+        manifest = _read_json(folder / MANIFEST)
+        hashes = manifest.get("sha256")
+        if manifest.get("format") != FORMAT or manifest.get("update") != update or not isinstance(hashes, dict):
+            raise CheckpointError(f"{folder / MANIFEST} is not the manifest of update {update}.")
+        present = {path.name for path in folder.iterdir()} - {MANIFEST}
+        if present != set(hashes):
+            odd = sorted(present ^ set(hashes))[0]
+            raise CheckpointError(f"{folder / odd} is {'missing' if odd in hashes else 'not in the manifest'}.")
+        for name, expected in hashes.items():
+            if sha256_of(folder / name) != expected:
+                raise CheckpointError(f"{folder / name} is damaged: its SHA-256 is not the manifest's.")
+        content = _read_json(folder / "state.json")
+        tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+        return State(tensors, content["numbers"]), Progress(**content["progress"]), content["identity"]
+
+    def _rotate(self, progress: Progress) -> None:
+        """Called only after the new checkpoint is durable. The best and the newest are never removed."""
+        keep = {*self.updates()[: self.keep], progress.update, progress.best_update}
+        for update in self.updates():
+            if update not in keep:
+                # Renamed first: a folder that is half deleted must not look like a checkpoint.
+                doomed = self.folder / f".old-{update}"
+                os.rename(self.path(update), doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+        for leftover in self.folder.glob(".old-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _without_aliases(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tied weights once (safetensors stores no two names for one memory), and which name stands for which."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    unique: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and place in first:
+            aliases[name] = first[place]
+        else:
+            first[place] = name
+            # A copy: training goes on while the checkpoint is written, and a view would drag its whole storage along.
+            unique[name] = tensor.detach().clone()
+    return unique, aliases
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object.")
+    return content
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,62 @@
+"""Judges: what a kind of task says of its outputs. One class a kind; a recipe gives its task one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.evaluation.metrics import classification_metrics, classification_values
+from finetune.evaluation.paired import accuracy_gain
+
+
+class ClassificationJudge:
+    """Judges class probabilities, [rows, classes], by split.
+
+    Args:
+        labels: true class indices by split, [rows] int each.
+        names: class names in class-index order.
+        seed: of the bootstrap intervals.
+    """
+
+    kind = "classification"
+    best_metric = "accuracy"
+
+    def __init__(self, labels: Mapping[str, npt.NDArray[np.int64]], names: tuple[str, ...], seed: int) -> None:
+        self.labels, self.names, self.seed = labels, names, seed
+
+    def quick(self, split: str, outputs: npt.ArrayLike) -> dict[str, float]:
+        """Values for evaluations in the middle of a run; `loss` is the mean negative log-likelihood."""
+        values = classification_values(outputs, self.labels[split], self.names)
+        true = np.asarray(outputs, dtype=np.float64)[np.arange(len(self.labels[split])), self.labels[split]]
+        return {
+            "loss": float(-np.log(true.clip(min=1e-12)).mean()),
+            **{name: values[name] for name in ("accuracy", "macro_f1")},
+        }
+
+    def metrics(self, split: str, outputs: npt.ArrayLike) -> dict[str, dict[str, float | int]]:
+        """The headline metrics with 95 % intervals."""
+        report = classification_metrics(outputs, self.labels[split], self.names, self.seed)
+        return {name: interval.as_dict() for name, interval in report.headline.items()}
+
+    def details(self, split: str, outputs: npt.ArrayLike) -> dict[str, Any]:
+        """Tables that belong to the metrics, as run.json holds them: per_class and confusion."""
+        report = classification_metrics(outputs, self.labels[split], self.names, self.seed)
+        return {"per_class": report.per_class, "confusion": report.confusion.tolist()}
+
+    def gain(self, split: str, outputs: npt.ArrayLike, baseline: npt.ArrayLike) -> dict[str, Any]:
+        """The paired gain of the outputs over a baseline's on the same rows."""
+        labels = self.labels[split]
+        right, baseline_right = (np.asarray(some).argmax(axis=1) == labels for some in (outputs, baseline))
+        return accuracy_gain(right, baseline_right, self.seed).as_dict()
+
+    def columns(self, split: str, outputs: npt.ArrayLike) -> dict[str, Any]:
+        """Columns of predictions.parquet besides the row ids."""
+        probabilities = np.asarray(outputs)
+        return {
+            "label": [self.names[index] for index in self.labels[split]],
+            "prediction": [self.names[index] for index in probabilities.argmax(axis=1)],
+            "probabilities": list(probabilities),
+        }

@@ -1,0 +1,67 @@
+"""Every row's outputs from a model, computed once each, over all processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from finetune.data.batching import RowKey, evaluation_batches
+from finetune.progress import passing_bar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from finetune.task import Batch, Collate, Rows
+
+MAX_ROWS, MAX_TOKENS = 128, 8192
+
+
+def predict_rows(
+    model: torch.nn.Module,
+    rows: Rows,
+    collate: Collate,
+    outputs: Callable[[torch.nn.Module, Batch], torch.Tensor],
+    accelerator: Accelerator,
+    title: str,
+) -> np.ndarray:
+    """Outputs of all rows, [rows, K] fp32 in row order, the same on every process.
+
+    Per-row outputs are gathered and metrics computed from them, because a mean of the processes' own metrics is
+    wrong whenever their rows are not equally many. Leaves the model in evaluation mode.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = evaluation_batches(rows.lengths, len(rows), MAX_ROWS, MAX_TOKENS)
+    mine = batches[rank::world]
+    own = len(mine)
+    # A process that is out of batches repeats a row and marks it -1: a wrapped model may need every process.
+    mine += [batches[0][:1]] * (math.ceil(len(batches) / world) - own)
+    model.eval()
+    parts, indices = [], []
+    with torch.inference_mode(), passing_bar(accelerator, title, len(mine), "batch") as bar:
+        for number, index in enumerate(mine):
+            batch = collate(rows.__getitems__([RowKey(0, int(row)) for row in index]))
+            parts.append(outputs(model, to_device(batch, accelerator.device)).float())
+            indices.append(torch.as_tensor(index if number < own else np.full_like(index, -1)))
+            bar.update()
+        output_RK, index_R = torch.cat(parts), torch.cat(indices).to(accelerator.device)
+        output_RK = accelerator.gather(accelerator.pad_across_processes(output_RK))
+        index_R = accelerator.gather(accelerator.pad_across_processes(index_R, pad_index=-1))
+    found = index_R.cpu().numpy()
+    result = np.full((len(rows), output_RK.shape[1]), np.nan, dtype=np.float32)
+    result[found[found >= 0]] = output_RK.cpu().numpy()[found >= 0]
+    return result
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch's tensors on a device; overlaps with computing when they are pinned."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def mean_pooled(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Mean of the hidden states over a row's real tokens, [rows, width] fp32 (Sentence-BERT, arXiv:1908.10084)."""
+    mask_BT1 = mask_BT.unsqueeze(-1).float()
+    return (hidden_BTD.float() * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1e-9)

@@ -1,0 +1,52 @@
+"""history.jsonl: one line an update and one an evaluation, cut back to the checkpoint when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from finetune.files import write_atomically
+
+
+class History:
+    """Appends to a run's history.jsonl; a process other than the main one gets `path=None` and writes nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._file = None if path is None else path.open("a", encoding="utf-8")
+
+    def add(self, line: dict[str, Any]) -> None:
+        if self._file is not None:
+            # An overflow under fp16 has no finite gradient norm; JSON has no infinity.
+            finite = {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in line.items()
+            }
+            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+            self._file.flush()
+
+    def cut_after(self, update: int) -> None:
+        """Forget what came after an update; a line that a crash cut short goes too."""
+        if self.path is None or self._file is None:
+            return
+        kept = [line for line in read_history(self.path) if line["update"] <= update]
+        self._file.close()
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a history file, in order."""
+    lines = []
+    for text in path.read_text("utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break  # The last line of a killed run may be half a line; nothing follows it.
+    return lines

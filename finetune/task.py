@@ -1,0 +1,87 @@
+"""What a recipe builds and the trainer trains: a model, its rows, and plain functions over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from finetune.data.batching import RowKey
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from finetune.data.loader import LoadedData
+    from finetune.data.sources import ModelFiles
+    from finetune.evaluation.baselines import Baseline
+
+Batch = dict[str, torch.Tensor]
+Collate = Callable[[list[dict[str, Any]]], Batch]
+
+
+class Rows(Protocol):
+    """Rows that a batch can be made of."""
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Tokens of each row, [rows], for length buckets; None when every row costs the same."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
+        """The rows of the keys, in that order; anything random in them is a function of (seed, epoch, index)."""
+
+
+class Judge(Protocol):
+    """What a kind of task says of its outputs, [rows, K]; see `finetune.evaluation.judge`."""
+
+    kind: str
+    best_metric: str
+    """The value of `quick` on the validation rows that picks the exported checkpoint; larger is better."""
+
+    def quick(self, split: str, outputs: np.ndarray) -> dict[str, float]: ...
+    def metrics(self, split: str, outputs: np.ndarray) -> dict[str, dict[str, Any]]: ...
+    def details(self, split: str, outputs: np.ndarray) -> dict[str, Any]: ...
+    def gain(self, split: str, outputs: np.ndarray, baseline: np.ndarray) -> dict[str, Any]: ...
+    def columns(self, split: str, outputs: np.ndarray) -> dict[str, Any]: ...
+
+
+@dataclass
+class Task:
+    """A model, its data and the functions that train and judge it.
+
+    Attributes:
+        data: what the loader returned.
+        files: where the pretrained weights came from.
+        model: the pretrained model, not yet adapted.
+        rows: rows by split: train, valid, test.
+        collate: rows to a batch of tensors.
+        loss_sum: (model, batch) to the sum of the loss over the batch's targets, a scalar.
+        count: batch to what that sum is divided by, a scalar; sums over micro-batches and processes.
+        outputs: (model, batch) to what is kept of each row, [rows, K]: probabilities for a classifier.
+        judge: turns outputs into metrics, gains and prediction columns.
+        save: (plain model, folder) writes everything that plain `transformers` needs.
+        load: folder to model in fp32, the way somebody without this toolkit loads it.
+        baselines: what needs no fine-tuning, on the test rows; every process calls it, the main one gets them.
+        head_modules: names of modules that are new, and trained by every adapter.
+        notes: facts to say aloud: rows truncated, head initialised.
+    """
+
+    data: LoadedData
+    files: ModelFiles
+    model: torch.nn.Module
+    rows: Mapping[str, Rows]
+    collate: Collate
+    loss_sum: Callable[[torch.nn.Module, Batch], torch.Tensor]
+    count: Callable[[Batch], torch.Tensor]
+    outputs: Callable[[torch.nn.Module, Batch], torch.Tensor]
+    judge: Judge
+    save: Callable[[torch.nn.Module, Path], None]
+    load: Callable[[Path], torch.nn.Module]
+    baselines: Callable[[Accelerator], list[Baseline]] = lambda accelerator: []
+    head_modules: Sequence[str] = ()
+    notes: Sequence[str] = field(default_factory=list)

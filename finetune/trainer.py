@@ -1,0 +1,178 @@
+"""The training loop: fit, update, evaluate. Everything that happens to a model while it trains is in sight here.
+
+Losses are sums, divided once by the count over all micro-shards and processes, so that neither the micro-batch nor
+the number of processes changes the result. Accelerate's own accumulation stays at 1; the loop owns it.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune.checkpoint import Checkpoints, Progress, capture, restore
+from finetune.data.batching import BatchPlan
+from finetune.data.updates import Update, load_updates
+from finetune.errors import TrainingError
+from finetune.evaluation.predict import predict_rows, to_device
+from finetune.optim import build_optimizer, lr_factor, set_lr, warmup_updates
+from finetune.progress import progress_bar
+from finetune.randomness import seed_torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from tqdm import tqdm
+
+    from finetune.adapters import Adapter
+    from finetune.config import TrainSettings
+    from finetune.history import History
+    from finetune.task import Task
+
+
+@dataclass
+class Trainer:
+    """One model on its way through a plan.
+
+    Attributes:
+        model: the adapted model; `fit` leaves the best weights in it.
+        identity: what a checkpoint must agree with to be resumed.
+        checkpoints, history: where `fit` writes; given once the run has a folder.
+        signal: the signal that asked this process to stop, 0 for none.
+        stopped_by: the signal that all processes agreed to stop for, after an update.
+    """
+
+    task: Task
+    adapter: Adapter
+    model: torch.nn.Module
+    settings: TrainSettings
+    plan: BatchPlan
+    accelerator: Accelerator
+    identity: Mapping[str, Any]
+    checkpoints: Checkpoints = field(init=False)
+    history: History = field(init=False)
+    signal: int = 0
+    stopped_by: int = 0
+
+    def fit(self, resume: bool = False) -> tuple[Progress, Progress]:
+        """Train to the end of the plan, an early stop or a signal: (where it started, where it ended).
+
+        Raises:
+            TrainingError: loss or gradients are not finite; nothing of that update was applied.
+            CheckpointError: a checkpoint can't be written, or none is whole.
+        """
+        accelerator, settings, total, progress = self.accelerator, self.settings, self.plan.total_updates, Progress()
+        warmup = warmup_updates(settings, total)
+        model = accelerator.prepare_model(self.model)
+        optimizer = accelerator.prepare_optimizer(build_optimizer(self.model, settings))
+        if resume and (found := self.checkpoints.newest()) is not None:
+            state, progress, _ = found
+            restore(state, model, optimizer.optimizer)
+        before = replace(progress)
+        self.history.cut_after(progress.update)
+        updates = load_updates(
+            self.plan,
+            self.task.rows["train"],
+            self.task.collate,
+            first_update=total if progress.stopped_early else progress.update,
+            micro_batch_size=settings.micro_batch_size,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=settings.workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        with progress_bar(accelerator, "train", total, "update", done=progress.update) as bar:
+            for update in updates:
+                set_lr(optimizer, lr_factor(progress.update, total, warmup, settings.lr_schedule))
+                loss, grad_norm, self.stopped_by = self._update(model, optimizer, progress.update, update)
+                progress.update += 1
+                progress.rows += update.rows
+                progress.tokens += update.tokens
+                line = {"loss": loss, "lr": optimizer.param_groups[0]["lr"], "grad_norm": grad_norm}
+                self.history.add({"update": progress.update, **line, "rows": progress.rows})
+                accelerator.log({f"train/{name}": value for name, value in line.items()}, step=progress.update)
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                evaluated = self._evaluation_due(progress.update)
+                if evaluated:
+                    self._judge(model, progress, bar)
+                if evaluated or self.stopped_by or progress.update % (settings.save_every_updates or total) == 0:
+                    self._save(model, optimizer, progress)
+                if self.stopped_by or progress.stopped_early:
+                    break
+        if not self.stopped_by and progress.best_update != progress.update:
+            restore(self.checkpoints.read(progress.best_update)[0], model)
+        self.model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        accelerator.free_memory()
+        return before, progress
+
+    def _update(self, model: torch.nn.Module, optimizer: Any, number: int, update: Update) -> tuple[float, float, int]:
+        """Optimizer update `number` (0-based): (mean loss, gradient norm before clipping, signal to stop or 0)."""
+        accelerator, micro_batches = self.accelerator, update.micro_batches
+        self.adapter.train_mode(model)
+        own = [sum((float(self.task.count(micro.batch)) for micro in micro_batches if not micro.is_empty), 0.0)]
+        own += [float(self.signal == asked) for asked in (signal.SIGINT, signal.SIGTERM)]
+        count, interrupts, terminations = accelerator.reduce(self._tensor(own), reduction="sum")
+        loss_sum = torch.zeros((), device=accelerator.device)
+        for micro in micro_batches:
+            seed_torch(self.settings.seed, "dropout", number, micro.number)
+            last = micro is micro_batches[-1]
+            with nullcontext() if last else accelerator.no_sync(model):
+                # A shard without rows still takes part in the reduction: it sends a borrowed row through, times 0.
+                shard_sum = self.task.loss_sum(model, to_device(micro.batch, accelerator.device)) * (not micro.is_empty)
+                # DDP averages over processes, hence the factor. An update without any target moves nothing.
+                loss = shard_sum * (accelerator.num_processes / count.clamp(min=1e-30)).to(shard_sum.dtype)
+                if last and (penalty := self.adapter.penalty(model)) is not None:
+                    loss = loss + penalty
+                accelerator.backward(loss)
+            loss_sum += shard_sum.detach()
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm or math.inf)
+        mean = accelerator.reduce(loss_sum, reduction="sum") / count.clamp(min=1e-30)
+        seen = torch.stack([mean, torch.as_tensor(norm).to(mean.dtype), interrupts, terminations])
+        mean_loss, grad_norm, interrupted, terminated = seen.tolist()  # host sync, the only one of an update
+        # With fp16 an overflow is no accident: the scaler skips that step and lowers its scale.
+        if not math.isfinite(mean_loss) or not (math.isfinite(grad_norm) or accelerator.scaler):
+            raise TrainingError(
+                f"Update {number + 1} has loss {mean_loss} and gradient norm {grad_norm}; nothing of it was applied. "
+                f"Its training rows on this process: {[row for micro in micro_batches for row in micro.rows]}.",
+                "Lower train.lr or set train.precision=fp32, then go on from the last checkpoint with --resume.",
+            )
+        optimizer.step()
+        self.adapter.after_step(self.model, number + 1)
+        optimizer.zero_grad()
+        return mean_loss, grad_norm, signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
+
+    def _judge(self, model: torch.nn.Module, progress: Progress, bar: tqdm[Any]) -> None:
+        """Evaluate on the validation rows; every process comes to the same verdict from the same gathered outputs."""
+        task, judge = self.task, self.task.judge
+        outputs = predict_rows(model, task.rows["valid"], task.collate, task.outputs, self.accelerator, "valid")
+        values = judge.quick("valid", outputs)
+        self.history.add({"update": progress.update, "valid": values})
+        self.accelerator.log({f"valid/{name}": value for name, value in values.items()}, step=progress.update)
+        if progress.best_value is None or values[judge.best_metric] > progress.best_value:
+            progress.best_value, progress.best_update = values[judge.best_metric], progress.update
+            progress.evals_without_gain = 0
+        else:
+            progress.evals_without_gain += 1
+        progress.stopped_early = progress.evals_without_gain == self.settings.early_stop_evals
+        if self.accelerator.is_main_process:
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            bar.write(f"update {progress.update}/{self.plan.total_updates}: valid {shown}")
+
+    def _evaluation_due(self, update: int) -> bool:
+        every = self.settings.eval_every_updates or self.plan.updates_per_epoch
+        return update % every == 0 or update == self.plan.total_updates
+
+    def _save(self, model: torch.nn.Module, optimizer: Any, progress: Progress) -> None:
+        state = capture(model, optimizer.optimizer)
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(state, progress, self.identity)
+        self.accelerator.wait_for_everyone()  # nobody goes on before the checkpoint is durable
+
+    def _tensor(self, values: list[float]) -> torch.Tensor:
+        wide = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+        return torch.tensor(values, dtype=wide, device=self.accelerator.device)
