@@ -1,0 +1,71 @@
+"""The `finetune` command: one module a group of commands in `finetune.commands`, each imported only for its parser."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from finetune import __version__
+from finetune.errors import FinetuneError
+
+_ABOUT = """\
+Fine-tune pretrained models with results that are proven and runs that are exact.
+
+  finetune run bert_cls                              a recipe on its own data
+  finetune run bert_cls --data reviews.csv           the same on yours
+  accelerate launch finetune/run.py --recipe bert_cls    the same on as many processes as you have
+  finetune cp bert_cls my_task.py                    a recipe as a starting template
+"""
+
+
+def console() -> None:
+    """Entry point of the `finetune` command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str], launched: bool = False) -> int:
+    """Run one command; the exit status. A FinetuneError becomes one message on stderr, without a traceback.
+
+    Args:
+        launched: called by `accelerate launch`, where the recipe is a flag and there is one command.
+    """
+    parser = launch_parser() if launched else command_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.call(arguments))
+    except FinetuneError as error:
+        # Every process meets the same mistake; one of them says so.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"finetune: {type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # `finetune list | head` closed the pipe; Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of `finetune` and all its commands."""
+    from finetune.commands import cache, data, plan, predict, recipes, run
+
+    parser = argparse.ArgumentParser(
+        prog="finetune", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"finetune {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)
+    recipes.add(commands)
+    plan.add(commands)
+    run.add(commands)
+    predict.add(commands)
+    data.add(commands)
+    cache.add(commands)
+    return parser
+
+
+def launch_parser() -> argparse.ArgumentParser:
+    """The parser of the launch line."""
+    from finetune.commands import run
+
+    return run.launch_parser()

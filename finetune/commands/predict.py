@@ -1,0 +1,32 @@
+"""`finetune predict`: a run's model on new rows."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `finetune predict` to the command line."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="use a run's model on new texts or a file",
+        description="Predict with a run's exported model: one text after --text, or every row of a file.\n"
+        "Probabilities come with each prediction. A file keeps its columns; prediction and probability are added.",
+        epilog='Examples:\n  finetune predict runs/latest --text "A dull, clumsy film."\n'
+        "  finetune predict runs/latest --file new.csv --out labelled.csv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, for example runs/latest")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", action="append", help="a text; may be repeated")
+    what.add_argument("--file", metavar="IN", help="CSV, TSV, JSONL or Parquet with a text column")
+    parser.add_argument("--out", metavar="OUT", help="with --file: where to write, .csv, .tsv, .jsonl or .parquet")
+    parser.add_argument("--column", metavar="NAME", help="with --file: the text column, where it has another name")
+    parser.set_defaults(call=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from finetune.inference import predict
+
+    return predict(arguments.run, arguments.text, arguments.file, arguments.out, arguments.column)

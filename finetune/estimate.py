@@ -1,0 +1,115 @@
+"""`finetune plan`: counts that are exact, and time and memory from a few timed batches."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+from finetune.data.batching import BatchPlan
+from finetune.data.updates import load_updates
+from finetune.evaluation.predict import to_device
+from finetune.hardware import peak_rss_mb
+
+if TYPE_CHECKING:
+    from finetune.experiment import RunOptions
+    from finetune.trainer import Trainer
+
+WARM_UP_UPDATES, TIMED_UPDATES = 2, 8
+
+
+def print_plan(options: RunOptions) -> int:
+    """Print what a run would do and cost; trains nothing and writes no run folder."""
+    from finetune.experiment import build_trainer, open_run
+
+    loaded, accelerator, precision, threads = open_run(options)
+    task = loaded.build()
+    trainer = build_trainer(loaded, task, accelerator)
+    plan, lengths, settings = trainer.plan, task.rows["train"].lengths, trainer.settings
+    parameters = [(some.numel(), some.requires_grad) for some in trainer.model.parameters()]
+    total, trainable = sum(count for count, _ in parameters), sum(count for count, trained in parameters if trained)
+    lines = [
+        ("recipe", f"{loaded.name} ({loaded.origin})"),
+        ("data", f"{task.data.name}: {', '.join(f'{name} {len(rows):,}' for name, rows in task.rows.items())} rows"),
+        ("labels", f"{len(task.data.labels)}: {', '.join(task.data.labels[:10])}"),
+        ("model", task.files.name.partition("#")[0]),
+        ("parameters", f"{total:,}, of which {trainable:,} ({trainable / total:.2%}) are trained"),
+        ("updates", f"{plan.total_updates:,} of {settings.batch_size} rows ({plan.updates_per_epoch:,} an epoch)"),
+        ("computes in", f"{precision}, {threads} threads, on {accelerator.device}"),
+    ]
+    if lengths is not None:
+        with_buckets, without = (_padding(plan, lengths if yes else None, lengths) for yes in (True, False))
+        lines.append(("padding", f"{with_buckets:.1%} of the tokens computed ({without:.1%} without length buckets)"))
+    lines += [("note", note) for note in (*task.data.notes, *task.notes)]
+    seconds_per_token = _seconds_per_token(trainer)
+    work = sum(_computed_tokens(np.array([key.index for key in keys]), lengths) for keys in plan.updates())
+    lines += [
+        ("training", f"about {_duration(seconds_per_token * work)}, from {TIMED_UPDATES} timed updates"),
+        ("memory", f"about {peak_rss_mb() / 1024:.1f} GiB of {psutil.virtual_memory().total / 2**30:.0f} GiB"),
+    ]
+    for name, text in lines:
+        print(f"{name:<12}{text}")
+    accelerator.end_training()
+    return 0
+
+
+def _padding(plan: BatchPlan, bucketed_by: np.ndarray | None, lengths: np.ndarray) -> float:
+    """Share of an epoch's computed tokens that are padding."""
+    epoch = BatchPlan(plan.rows, bucketed_by, plan.batch_size, 1.0, plan.seed).epoch_order(0)
+    return 1.0 - float(lengths.sum()) / sum(_computed_tokens(index, lengths) for index in epoch)
+
+
+def _computed_tokens(index: np.ndarray, lengths: np.ndarray | None) -> int:
+    """Tokens of an update with its padding; rows where all rows cost the same."""
+    return len(index) if lengths is None else len(index) * int(lengths[index].max())
+
+
+def _seconds_per_token(trainer: Trainer) -> float:
+    """Time of a computed token (or row) over some forward and backward passes and optimizer steps of rate 0.
+
+    The update with the longest rows goes first, untimed: it decides the memory.
+    """
+    from finetune.optim import build_optimizer, set_lr
+
+    task, settings, accelerator = trainer.task, trainer.settings, trainer.accelerator
+    lengths = task.rows["train"].lengths
+    model = accelerator.prepare_model(trainer.model)
+    optimizer = build_optimizer(trainer.model, settings)
+    set_lr(optimizer, 0.0)
+    updates = load_updates(
+        trainer.plan,
+        task.rows["train"],
+        task.collate,
+        first_update=0,
+        micro_batch_size=settings.micro_batch_size,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    ahead = list(itertools.islice(trainer.plan.updates(), WARM_UP_UPDATES + TIMED_UPDATES))
+    costs = [_computed_tokens(np.array([key.index for key in keys]), lengths) for keys in ahead]
+    longest = max(
+        itertools.islice(trainer.plan.updates(), trainer.plan.updates_per_epoch),
+        key=lambda keys: _computed_tokens(np.array([key.index for key in keys]), lengths),
+    )
+    seconds = []
+    for keys in [longest, *ahead]:
+        started = time.monotonic()
+        trainer.adapter.train_mode(model)
+        update = updates.dataset[keys]
+        for micro in update.micro_batches:
+            accelerator.backward(task.loss_sum(model, to_device(micro.batch, accelerator.device)) / update.rows)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.monotonic() - started)
+    timed = slice(-min(TIMED_UPDATES, len(ahead)), None)
+    return sum(seconds[timed]) / sum(costs[timed])
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

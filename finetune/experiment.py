@@ -1,0 +1,306 @@
+"""One run from its options to its record: resolve, load, compare with baselines, fit, export, judge, report."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from finetune.errors import CheckpointError, ConfigError
+from finetune.run_folder import check_output, find_run, make_run_folder, read_record
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from finetune.checkpoint import Checkpoints
+    from finetune.recipe import LoadedRecipe
+    from finetune.record import RunRecord
+    from finetune.task import Task
+    from finetune.trainer import Trainer
+
+# Settings that may differ when a run is resumed: they change speed, memory or what is kept, never the result.
+FREE_SETTINGS = ("threads", "workers", "keep_checkpoints", "save_every_updates", "trackers", "micro_batch_size")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The flags of the launch line and of `finetune run`."""
+
+    recipe: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    data: str | None = None
+    adapter: str | None = None
+    seed: int | None = None
+    output: str | None = None
+    resume: str | None = None
+
+
+def resolve(options: RunOptions) -> LoadedRecipe:
+    """The recipe with every override applied; for --resume the settings of the record, then the overrides.
+
+    Raises:
+        ConfigError: a recipe, key or value that does not exist.
+    """
+    from finetune.recipe import apply_resolved, load_recipe, override
+
+    name, record = options.recipe, None
+    if options.resume is not None:
+        if options.output is not None:
+            raise ConfigError("--output does not go with --resume.", "A resumed run stays in its folder.")
+        record = read_record(find_run(options.resume))
+        origin = record["recipe"]["origin"]
+        name = name or (record["recipe"]["name"] if origin == "packaged" else origin)
+    if name is None:
+        raise ConfigError("No recipe is named.", "Give --recipe NAME or PATH; `finetune list` shows the names.")
+    loaded = load_recipe(name)
+    if record is not None:
+        apply_resolved(loaded, record["config"])
+    flags = {"adapter": options.adapter, "data.source": options.data, "train.seed": options.seed}
+    # The adapter first, so that --set adapter.rank=4 finds the adapter that --adapter put there.
+    override(loaded, [f"{key}={value}" for key, value in flags.items() if value is not None])
+    override(loaded, options.overrides)
+    return loaded
+
+
+def run(options: RunOptions) -> int:
+    """Fine-tune, judge and record; the exit status: 0, or 130 and 143 for a run that was interrupted.
+
+    Raises:
+        FinetuneError: what a user can mend; nothing is written when settings or data are refused.
+    """
+    check_output(options.output)
+    if options.resume is not None and read_record(find_run(options.resume))["status"] == "completed":
+        print(f"{options.resume} is completed already; nothing is left to resume.")
+        return 0
+
+    from finetune.launch import say
+
+    seconds = _Seconds()
+    loaded, accelerator, precision, threads = open_run(options)
+    try:
+        task = loaded.build()
+        trainer = build_trainer(loaded, task, accelerator)
+        folder = _open_folder(loaded, options, trainer)
+        record = _first_record(loaded, trainer, folder, precision, threads)
+        seconds.stop("load_s")
+        with _recorded_failure(record), _stopped_by_signals(trainer):
+            say(accelerator, f"{folder}: {_plan_line(trainer, record)}")
+            for note in record.content["data"]["notes"]:
+                say(accelerator, f"note: {note}")
+            baselines = task.baselines(accelerator)
+            seconds.stop("baselines_s")
+            before, progress = trainer.fit(resume=options.resume is not None)
+            seconds.stop("train_s")
+            done_s = max(seconds.values["train_s"], 1e-9)
+            speed = {
+                "examples_per_s": round((progress.rows - before.rows) / done_s, 1),
+                "tokens_per_s": round((progress.tokens - before.tokens) / done_s, 1),
+            }
+            counts = {"updates": progress.update, "best_update": progress.best_update}
+            if trainer.stopped_by:
+                record.update(status="interrupted", **counts, timing={**seconds.values, **speed})
+                say(accelerator, f"Interrupted after update {progress.update}. Go on with: --resume {folder}")
+                return 128 + trainer.stopped_by
+
+            from finetune.results import export_and_judge, write_report
+
+            results = export_and_judge(task, trainer, folder, baselines)
+            seconds.stop("eval_s")
+            record.update(status="completed", **counts, **results, timing={**seconds.values, **speed})
+            if accelerator.is_main_process:
+                write_report(record.content, folder)
+            accelerator.wait_for_everyone()
+        return 0
+    finally:
+        # Trackers are closed and the process group is left; no DDP model is alive by now, which gloo insists on.
+        accelerator.end_training()
+
+
+def open_run(options: RunOptions) -> tuple[LoadedRecipe, Accelerator, str, int]:
+    """Resolved recipe, Accelerator, precision and threads: all that comes before data and model."""
+    from finetune.hardware import choose_precision, use_threads
+    from finetune.launch import make_accelerator
+
+    loaded = resolve(options)
+    settings = loaded.recipe.train
+    precision, threads = choose_precision(settings.precision), use_threads(settings.threads)
+    return loaded, make_accelerator(precision, settings.trackers), precision, threads
+
+
+def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) -> Trainer:
+    """Plan, adapter and trainer of a task; nothing is written, and what can't be is refused."""
+    from finetune.data.batching import BatchPlan
+    from finetune.trainer import Trainer
+
+    settings, adapter, rows = loaded.recipe.train, loaded.recipe.adapter, task.rows["train"]
+    lengths = rows.lengths if settings.length_buckets else None
+    plan = BatchPlan(len(rows), lengths, settings.batch_size, settings.epochs, settings.seed, settings.max_updates)
+    adapter.check(task, plan.total_updates)
+    model = adapter.wrap(task.model, task, plan.total_updates)
+    if settings.activation_checkpointing:
+        cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    identity = {
+        "recipe": loaded.sha256,
+        "data": task.data.sha256,
+        "labels": list(task.data.labels),
+        "updates": plan.total_updates,
+        "settings": {
+            key: value
+            for key, value in flattened(loaded.resolved()).items()
+            if key.removeprefix("train.") not in FREE_SETTINGS
+        },
+    }
+    return Trainer(task, adapter, model, settings, plan, accelerator, identity)
+
+
+def _open_folder(loaded: LoadedRecipe, options: RunOptions, trainer: Trainer) -> Path:
+    """The run's folder, new or resumed, with its checkpoints, history and trackers given to the trainer."""
+    from finetune.checkpoint import Checkpoints
+    from finetune.history import History
+    from finetune.launch import say, shared_folder
+
+    accelerator, settings = trainer.accelerator, trainer.settings
+
+    def checkpoints_in(folder: Path) -> Checkpoints:
+        return Checkpoints(folder / "checkpoints", settings.keep_checkpoints, lambda text: say(accelerator, text))
+
+    if options.resume is None:
+        folder = shared_folder(accelerator, lambda: make_run_folder(loaded.name, options.output))
+    else:
+        folder = find_run(options.resume)
+        _refuse_changes(checkpoints_in(folder), dict(trainer.identity))
+    trainer.checkpoints = checkpoints_in(folder)
+    trainer.history = History(folder / "history.jsonl" if accelerator.is_main_process else None)
+    accelerator.project_configuration.set_directories(str(folder))
+    accelerator.project_configuration.logging_dir = str(folder / "trackers")
+    accelerator.init_trackers(loaded.name, config=flattened(loaded.resolved()))
+    return folder
+
+
+def _refuse_changes(checkpoints: Checkpoints, identity: dict[str, Any]) -> None:
+    """Refuse to go on with other data, labels, recipe or settings than the checkpoint's; names what changed."""
+    found = checkpoints.newest()
+    if found is None:
+        return
+    before = found[2]
+    changed = [name for name in ("recipe", "data", "labels", "updates") if before[name] != identity[name]]
+    settings = {
+        key: (before["settings"].get(key), value)
+        for key, value in identity["settings"].items()
+        if before["settings"].get(key) != value
+    }
+    if changed or settings:
+        what = [
+            {"recipe": "the recipe's source", "updates": "the planned updates"}.get(name, f"the {name}")
+            for name in changed
+        ]
+        what += [f"{key} ({old} is now {new})" for key, (old, new) in settings.items()]
+        raise CheckpointError(
+            f"The run can't be resumed, because this changed since its checkpoint: {', '.join(what)}.",
+            "Put it back, or start a new run.",
+        )
+
+
+def _first_record(loaded: LoadedRecipe, trainer: Trainer, folder: Path, precision: str, threads: int) -> RunRecord:
+    from finetune.hardware import describe
+    from finetune.record import RunRecord, commit, versions
+
+    task, model, accelerator = trainer.task, trainer.model, trainer.accelerator
+    parameters = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    data, files = task.data, task.files
+    content = {
+        "status": "running",
+        "task": task.judge.kind,
+        "recipe": {"name": loaded.name, "origin": loaded.origin, "hash": loaded.sha256},
+        "config": loaded.resolved(),
+        "data": {
+            "card": data.name,
+            "sha256": data.sha256,
+            "rows": {name: len(rows) for name, rows in task.rows.items()},
+            "labels": list(data.labels),
+            "notes": [*data.notes, *task.notes],
+        },
+        "model": {
+            "name": files.name,
+            "revision": files.revision,
+            "sha256": files.sha256,
+            "parameters": sum(count for count, _ in parameters),
+            "trainable": sum(count for count, trainable in parameters if trainable),
+        },
+        "versions": versions(),
+        "commit": commit(),
+        "hardware": describe(accelerator.num_processes, threads),
+        "precision": precision,
+        "seed": loaded.recipe.train.seed,
+        "metrics": {},
+        "baselines": {},
+    }
+    record = RunRecord(folder / "run.json" if accelerator.is_main_process else None, content)
+    record.update(status="running")
+    return record
+
+
+def _plan_line(trainer: Trainer, record: RunRecord) -> str:
+    content, settings = record.content, trainer.settings
+    rows, model, hardware = content["data"]["rows"], content["model"], content["hardware"]
+    return (
+        f"{content['recipe']['name']} on {content['data']['card']} "
+        f"({' / '.join(f'{count:,} {name}' for name, count in rows.items())}); "
+        f"{model['trainable']:,} of {model['parameters']:,} parameters; {trainer.plan.total_updates:,} updates of "
+        f"{settings.batch_size} rows; {content['precision']}, {hardware['processes']} process(es) x "
+        f"{hardware['threads']} threads{', ' + hardware['gpus'][0] if hardware['gpus'] else ''}"
+    )
+
+
+def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys; lists become text, as trackers want scalars."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat.update(flattened(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat
+
+
+class _Seconds:
+    """Wall time of one stage after the other."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self._from = time.monotonic()
+
+    def stop(self, name: str) -> None:
+        now = time.monotonic()
+        self.values[name], self._from = round(now - self._from, 2), now
+
+
+@contextmanager
+def _recorded_failure(record: RunRecord) -> Iterator[None]:
+    """Whatever ends the run, its record says so."""
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        if not finished:
+            record.update(status="failed")
+
+
+@contextmanager
+def _stopped_by_signals(trainer: Trainer) -> Iterator[None]:
+    """SIGINT and SIGTERM let the update finish; a second one does no harm."""
+
+    def ask(number: int, _: Any) -> None:
+        trainer.signal = number
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,83 @@
+"""What machine this is, how many threads to use, and which precision it computes natively."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from typing import Any, Literal
+
+import psutil
+import torch
+
+from finetune.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def use_threads(threads: int | Literal["auto"]) -> int:
+    """Set and return this process's CPU threads.
+
+    Launchers set OMP_NUM_THREADS=1 to be safe, which leaves half of a two-core machine idle; `auto` takes the
+    physical cores that this process may run on, divided by the processes of this machine.
+    """
+    count = threads if isinstance(threads, int) else 0
+    if not count:
+        physical = psutil.cpu_count(logical=False) or 1
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+        count = max(1, min(physical, allowed) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(count)
+    return count
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a GPU or another accelerator."""
+    return torch.accelerator.is_available()
+
+
+def choose_precision(wanted: str) -> Precision:
+    """`auto` resolved, and what the machine can't do refused.
+
+    Raises:
+        ConfigError: fp16 on a CPU, or bf16 on a GPU without it.
+    """
+    cuda = torch.cuda.is_available()
+    if wanted == "auto":
+        if cuda:
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        native = not has_accelerator() and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return "bf16" if native else "fp32"
+    if wanted == "fp16" and not cuda:
+        raise ConfigError("train.precision=fp16 needs a CUDA GPU.", "Use train.precision=auto, bf16 or fp32.")
+    if wanted == "bf16" and cuda and not torch.cuda.is_bf16_supported():
+        raise ConfigError("train.precision=bf16 is not supported by this GPU.", "Use train.precision=fp16 or fp32.")
+    return wanted  # type: ignore[return-value]
+
+
+def describe(processes: int, threads: int) -> dict[str, Any]:
+    """The machine, for the run record."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or 1,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "processes": processes,
+        "threads": threads,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

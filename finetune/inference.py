@@ -1,0 +1,120 @@
+"""`finetune predict`: a run's exported model on new rows, through nothing but the exported folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.data.batching import RowKey
+from finetune.data.tokens import pad_tokens
+from finetune.errors import ConfigError, DataError
+from finetune.evaluation.predict import predict_rows
+from finetune.hardware import use_threads
+from finetune.prediction_files import check_out, read_rows, write_rows
+from finetune.run_folder import read_record
+
+
+def predict(run: str, texts: list[str] | None, file: str | None, out: str | None, column: str | None) -> int:
+    """Print predictions for texts, or write a file's rows with `prediction` and `probability` added.
+
+    Raises:
+        ConfigError: no finished run there, labels of record and model differ, or flags that don't go together.
+        DataError: the file can't be read, or has no such column.
+    """
+    if texts is not None and (out is not None or column is not None):
+        raise ConfigError("--out and --column go with --file.", "Leave them out with --text.")
+    if file is not None and out is None:
+        raise ConfigError("--file needs --out.", "Name where to write, for example --out labelled.csv")
+    if out is not None:
+        check_out(Path(out))
+    classifier = TextClassifier(Path(run))
+    if file is None or out is None:
+        for text, prediction in zip(texts or [], classifier(texts or []), strict=True):
+            print(json.dumps({"text": text, **prediction}, ensure_ascii=False))
+        return 0
+    columns, name = read_rows(Path(file), column, classifier.text_column)
+    clash = [added for added in ("prediction", "probability") if added in columns]
+    if clash:
+        raise DataError(f"{file} has a column {clash[0]!r} already.", "Rename it; nothing is overwritten.")
+    predictions = classifier(columns[name])
+    for added in ("prediction", "probability"):
+        columns[added] = [prediction[added] for prediction in predictions]
+    write_rows(columns, Path(out))
+    print(f"{out}: {len(predictions):,} rows")
+    return 0
+
+
+class TextClassifier:
+    """A run's exported text classifier, in fp32 as `transformers.pipeline` would run it.
+
+    Raises:
+        ConfigError: the run has no finished model, or its labels are not the record's.
+    """
+
+    def __init__(self, run: Path) -> None:
+        from accelerate import Accelerator
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers.utils import logging
+
+        from finetune.hardware import has_accelerator
+
+        logging.disable_progress_bar()
+        record = read_record(run)
+        if record["status"] != "completed":
+            raise ConfigError(f"{run} is {record['status']}, not completed.", f"Finish it: finetune run --resume {run}")
+        if record["task"] != "classification":
+            raise ConfigError(f"{run} is a {record['task']} run; predict knows classification.")
+        self.text_column = record["config"]["data"].get("text")
+        use_threads("auto")
+        self._accelerator = Accelerator(cpu=not has_accelerator())
+        folder = run / "model"
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._model = AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            ).to(self._accelerator.device)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{folder} can't be loaded: {str(error).splitlines()[0]}") from None
+        self.labels = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
+        if self.labels != record["data"]["labels"]:
+            raise ConfigError(
+                f"{folder / 'config.json'} has the labels {self.labels}, but run.json {record['data']['labels']}.",
+                "One of them was changed by hand; a prediction would carry a wrong name.",
+            )
+
+    def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
+        """Prediction, its probability and all probabilities of each text, in order."""
+        tokens = self._tokenizer(texts, truncation=True, return_attention_mask=False)["input_ids"]
+        rows = _ListRows(tokens)
+        probabilities_RC = predict_rows(
+            self._model,
+            rows,
+            lambda some: pad_tokens(some, self._tokenizer.pad_token_id),
+            lambda model, batch: model(**batch).logits.float().softmax(-1),
+            self._accelerator,
+            "predict",
+        )
+        return [
+            {
+                "prediction": self.labels[int(row.argmax())],
+                "probability": round(float(row.max()), 6),
+                "probabilities": {label: round(float(p), 6) for label, p in zip(self.labels, row, strict=True)},
+            }
+            for row in probabilities_RC
+        ]
+
+
+class _ListRows:
+    def __init__(self, tokens: list[list[int]]) -> None:
+        self.tokens = tokens
+        self.lengths = np.array([len(ids) for ids in tokens])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
+        return [{"input_ids": np.asarray(self.tokens[key.index])} for key in keys]

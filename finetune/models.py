@@ -1,0 +1,131 @@
+"""Pretrained weights into a transformers model: only safetensors, no remote code, nothing left out silently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune.errors import ConfigError, SourceError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from finetune.data.sources import ModelFiles
+
+
+def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer.
+
+    Raises:
+        SourceError: the folder has none that loads.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(
+            f"model.name={files.name} has no tokenizer that loads: {_first_line(error)}",
+            "Use a model folder that holds tokenizer.json (or vocab.txt) and tokenizer_config.json.",
+        ) from None
+
+
+def load_pretrained(
+    auto_class: Any,
+    files: ModelFiles,
+    *,
+    dropout: float | None = None,
+    new_modules: tuple[str, ...] = (),
+    **config: Any,
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model in fp32 from pretrained weights.
+
+    Args:
+        auto_class: a transformers auto class, for example AutoModelForSequenceClassification.
+        dropout: every dropout probability of the configuration; None keeps them.
+        new_modules: modules that may be missing in the weights (a new head); anything else missing is refused.
+        config: attributes of the model's configuration, for example id2label.
+
+    Returns:
+        The model in train mode, and the names of the parameters that were newly initialised.
+
+    Raises:
+        ConfigError: the model is of a kind that the auto class can't load, or dropout has nothing to act on.
+        SourceError: weights are missing or of the wrong shape.
+    """
+    from transformers import AutoConfig
+
+    try:
+        model_config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False, **config)
+        if dropout is not None:
+            set_dropout(model_config, dropout, files.name)
+        with _quiet_transformers():
+            model, info = auto_class.from_pretrained(
+                files.path,
+                config=model_config,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"model.name={files.name} can't be loaded as {auto_class.__name__}: {_first_line(error)}",
+            "Name a model of that kind, or a folder with config.json and model.safetensors.",
+        ) from None
+    wrong = [str(name) for name in (info.get("mismatched_keys") or [])]
+    missing = sorted(info["missing_keys"])
+    fresh = [name for name in missing if name.startswith(new_modules)] if new_modules else []
+    if wrong or len(fresh) < len(missing):
+        names = wrong or [name for name in missing if name not in fresh]
+        raise SourceError(
+            f"model.name={files.name} lacks weights that {type(model).__name__} needs: {', '.join(names[:5])}"
+            + (f" and {len(names) - 5} more" if len(names) > 5 else ""),
+            "These would silently be random numbers. Name a model of the right architecture.",
+        )
+    return model.train(), fresh
+
+
+def set_dropout(config: PretrainedConfig, probability: float, name: str) -> None:
+    """Set every dropout probability of a configuration; BERT, GPT-2 and DistilBERT name them differently."""
+    found = [
+        key
+        for key, value in vars(config).items()
+        if ("dropout" in key or key.endswith("pdrop")) and (value is None or isinstance(value, (int, float)))
+    ]
+    if not found:
+        raise ConfigError(f"model.dropout is ignored by {name}: its configuration has no dropout.", "Leave it out.")
+    for key in found:
+        setattr(config, key, probability)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of a model folder's weight files."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+class _quiet_transformers:
+    """Silence the loading report: what it would say is checked and said by `load_pretrained`."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        self._bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._level)
+        if self._bars:
+            logging.enable_progress_bar()
