@@ -79,6 +79,8 @@ class LabelRule(Section):
         # YAML reads 0 and 1 as numbers, and there is no second way to mean them.
         if not isinstance(value, dict):
             return value
+        if any(isinstance(key, bool) for key in value):
+            raise ValueError("quote yes, no, true, false, on and off: YAML reads them as truth values")
         return {str(key) if type(key) is int else key: to for key, to in value.items()}
 
     @model_validator(mode="after")
@@ -232,6 +234,10 @@ def _read(path: Path) -> DataCard:
     try:
         block = from_mapping(CardBlock, matter["finetune"], f"{path}, finetune block")
     except ConfigError as error:
-        raise DataError(error.problem, error.fix or "Mend that key; the shipped cards show all of them.") from None
+        raise DataError(
+            error.problem,
+            error.fix
+            or "Mend that key (numbers, yes and no meant as text stand in quotes); the shipped cards show all.",
+        ) from None
     hub = {key: value for key, value in matter.items() if key != "finetune"}
     return DataCard(path.stem, path, hub, block, match[2].lstrip("\n"))

@@ -13,7 +13,7 @@ import yaml
 
 from finetune.config import DataSettings
 from finetune.data.cache import whole_file
-from finetune.data.card import CardBlock
+from finetune.data.card import CardBlock, card_names, load_card
 from finetune.data.checks import Measured, measure
 from finetune.data.plan import DataPlan, make_plan
 from finetune.data.problems import Problems
@@ -43,11 +43,12 @@ def draft_card(settings: DataSettings, roles: Mapping[str, str | None], out: Pat
     Raises:
         DataError: the data can't be loaded, or lies in shards that a card can't name one by one.
     """
-    plan = make_plan(settings, roles)
-    if plan.card is not None:
+    if settings.source in card_names() or settings.source.endswith(".md"):
         raise DataError(
-            f"{settings.source} has a card already: {plan.card.path}.", "Copy that file and change what differs."
+            f"{settings.source} has a card already: {load_card(settings.source).path}.",
+            "Copy that file and change what differs.",
         )
+    plan = make_plan(settings, roles)
     with tempfile.TemporaryDirectory(prefix="finetune-card-") as folder:
         staged = stage(plan, Path(folder), Problems(strict=True))
         splits = {split: datasets.Dataset.from_file(str(path)) for split, path in staged.files.items()}
@@ -146,7 +147,8 @@ Read from {files} on the machine where this card was written; the hashes above s
 {terms}
 
 ## What it is for
-Text classification into {len(measured.label_counts)} classes, {total:,} rows. {how}
+Text classification into {len(measured.label_counts)} classes, {total:,} rows.
+{how}
 
 ## What not to use it for
 Nobody has described here who wrote these texts, who labelled them, and whom they speak for. Until that is known, a

@@ -28,6 +28,7 @@ class Texts:
         self.rows = 0
         self.numeric = 0
         self.wrapped = 0
+        self.tabbed = 0
         self._first: tuple[type, str] | None = None
 
     def read(self, value: Any, path: Path, unit: str, line: int) -> str | None:
@@ -52,6 +53,8 @@ class Texts:
             self.numeric += 1
         if value[0] == '"' and value[-1] == '"' and '""' in value[1:-1]:
             self.wrapped += 1
+        if "\n" in value and "\t" in value:
+            self.tabbed += 1
         if not value.isascii():
             try:
                 value.encode()
@@ -72,6 +75,11 @@ class Texts:
             notes.append(
                 f"{self.wrapped} texts in column {self.column!r} stand in double quotes with doubled quotes inside: "
                 "if those are CSV quotes, say `format: {quoting: true}` in a card"
+            )
+        if self.tabbed:
+            notes.append(
+                f"{self.tabbed} texts in column {self.column!r} hold line breaks and tabs: a stray quote may have "
+                "swallowed the rows below them"
             )
         return notes
 

@@ -166,9 +166,11 @@ class LabelCoder:
         self._numbers = bool(raws) and self.rule is None and all(_INTEGER.fullmatch(raw.strip()) for raw in raws)
         if self._numbers:
             return {raw: str(int(float(raw))) if "." in raw else str(int(raw)) for raw in raws}
-        kinds = {seen.kind: (raw, seen.place) for raw, seen in self._seen.items()}
+        kinds: dict[str, str] = {}
+        for seen in self._seen.values():
+            kinds.setdefault(seen.kind, seen.place)
         if len(kinds) > 1:
-            (one, (_, place_one)), (other, (_, place_other)) = list(kinds.items())[:2]
+            (one, place_one), (other, place_other) = list(kinds.items())[:2]
             self.problems.add(
                 "labels of mixed types",
                 f"{place_other}: the label is a {other}, but a {one} at {place_one}.",

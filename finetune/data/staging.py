@@ -180,8 +180,7 @@ class _Stage:
         hashes = np.array(self.rows.id_hashes, dtype=np.uint64)
         order = np.argsort(hashes, kind="stable")
         twins = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-        for twin in twins:
-            first, second = int(order[twin]), int(order[twin + 1])
+        for first, second in sorted(zip(order[twins].tolist(), order[twins + 1].tolist(), strict=True), key=max):
             self.problems.add(
                 "ids that stand twice",
                 f"{self._place(second)}: its id in column {self.columns.get(ID, '')!r} is also that of "
