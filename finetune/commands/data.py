@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import ConfigError, FinetuneError
+from finetune.errors import ConfigError, FinetuneError, SourceError
 
 if TYPE_CHECKING:
     from finetune.config import TextClassificationData
     from finetune.data.checks import CheckReport
 
+DEFAULT_RECIPE = "bert_cls"
 _RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -39,7 +40,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=_RAW,
     )
     _source_arguments(check)
-    check.add_argument("--model", metavar="NAME", help="count this model's tokens (hub id, folder or pypi: source)")
+    check.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"whose tokens to count (default: {DEFAULT_RECIPE}'s)",
+    )
     check.add_argument("--max-tokens", metavar="N", type=int, help="limit whose truncation is reported (default: 256)")
     check.add_argument("--json", action="store_true", help="print the report as JSON")
     check.set_defaults(call=_check)
@@ -108,9 +113,8 @@ def _check(args: argparse.Namespace) -> int:
     limit = args.max_tokens if args.max_tokens is not None else settings.max_tokens
     if limit < 1:
         raise ConfigError(f"--max-tokens {limit} is too small.", "Give a number of tokens, for example 256.")
-    lengths = None
-    if args.model is not None:
-        lengths = token_lengths(_tokenizer(args.model))
+    tokenizer = _tokenizer(args.model)
+    lengths = None if tokenizer is None else token_lengths(tokenizer)
     report = check_data(
         settings,
         {"text": settings.text, "label": settings.label},
@@ -122,19 +126,21 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if report.problems else 0
 
 
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
+def _tokenizer(name: str | None) -> Any:
+    """The named model's tokenizer, else that of the default recipe; None when the latter can't be had just now."""
     from finetune.data.sources import resolve_model
+    from finetune.models import load_tokenizer
 
-    folder = resolve_model(name, None).path
+    if name is not None:
+        return load_tokenizer(resolve_model(name, None))
+    from finetune.recipe import load_recipe
+
+    model = load_recipe(DEFAULT_RECIPE).recipe.model
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--model {name}: its tokenizer can't be loaded: {str(error).splitlines()[0]}",
-            "Name a model whose folder has tokenizer.json.",
-        ) from None
+        return load_tokenizer(resolve_model(model.name, model.revision))
+    except SourceError as error:  # one's own file can be checked without a network
+        print(f"{error.problem} Counting words instead of its tokens.", file=sys.stderr)
+        return None
 
 
 def _card(args: argparse.Namespace) -> int:
@@ -201,7 +207,7 @@ def _as_text(report: CheckReport) -> str:
         over = f"{lengths.truncated:.2%} of rows are longer than {lengths.limit} {lengths.unit}"
         lines.append(f"truncated          {over}")
     else:
-        lines.append("truncated          --model NAME counts tokens and says what is cut off")
+        lines.append("truncated          unknown: tokens were not counted")
     lines += ["", *(f"note: {note}" for note in report.notes)]
     for kind, (count, first) in report.problems.items():
         lines.append(f"problem: {count:,} x {kind}")

@@ -71,7 +71,8 @@ def write_splits(
     """
     files = {name: folder / f"{name}.arrow" for name in SPLITS}
     digests = [hashlib.sha256() for _ in SPLITS]
-    with pa.memory_map(str(folder / ALL)) as source, pa.ipc.open_stream(source) as reader:
+    # Streamed and not mapped: mapped pages would count as this process's memory.
+    with pa.OSFile(str(folder / ALL), "rb") as source, pa.ipc.open_stream(source) as reader:
         schema = reader.schema if classes is None else reader.schema.append(pa.field(LABEL, pa.int64()))
         sinks = [pa.OSFile(str(path), "wb") for path in files.values()]
         writers = [pa.ipc.new_stream(sink, schema) for sink in sinks]

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.unit
 def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "_tokenizer", lambda name: None)
     rows = [f"{'fine' if i % 2 else 'poor'} film number {i},{i % 2}" for i in range(300)]
     (tmp_path / "reviews.csv").write_text("\n".join(["review,stars", *rows, ""]))
 
@@ -35,6 +36,23 @@ def test_check_prints_a_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert "300 rows" in printed
     assert "A run can train on this data." in printed
     assert max(len(line) for line in printed.splitlines()) <= 120
+
+
+def test_check_counts_tokens_and_what_is_cut_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Letters:
+        def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+    monkeypatch.setattr(data, "_tokenizer", lambda name: Letters())
+    finetune("check", "reviews.csv", "--max-tokens", "19", "--json")
+    lengths = json.loads(capsys.readouterr().out)["lengths"]
+    assert lengths["percentiles"] == {"p50": 20, "p90": 20, "p95": 20, "p99": 20, "max": 20}
+    # "fine film number 7" has 18 letters; 200 of the 300 have three digits
+    assert lengths["truncated"] == 0.6667
+    finetune("check", "reviews.csv", "--max-tokens", "17")
+    assert "100.00% of rows are longer than 17 tokens" in capsys.readouterr().out
 
 
 def test_check_says_what_a_run_would_refuse(capsys: pytest.CaptureFixture[str]) -> None:
