@@ -71,6 +71,8 @@ class ClassificationObjective(Section):
     """Share of the target probability that is spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weighs each row by rows / (classes x rows of its class), as scikit-learn does."""
+    baselines: bool = True
+    """Measure what needs no fine-tuning on the same test rows, so that the gain can be seen."""
 
 
 class TrainSettings(Section):

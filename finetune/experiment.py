@@ -91,7 +91,7 @@ def run(options: RunOptions) -> int:
             say(accelerator, f"{folder}: {_plan_line(trainer, record)}")
             for note in record.content["data"]["notes"]:
                 say(accelerator, f"note: {note}")
-            baselines = task.baselines(accelerator)
+            baselines = task.baselines(accelerator) if task.baselines else []
             seconds.stop("baselines_s")
             before, progress = trainer.fit(resume=options.resume is not None)
             seconds.stop("train_s")

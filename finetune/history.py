@@ -15,30 +15,20 @@ class History:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._file = None if path is None else path.open("a", encoding="utf-8")
 
     def add(self, line: dict[str, Any]) -> None:
-        if self._file is not None:
-            # An overflow under fp16 has no finite gradient norm; JSON has no infinity.
-            finite = {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in line.items()
-            }
-            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-            self._file.flush()
+        if self.path is not None:
+            # An overflow under fp16 has no finite gradient norm, and JSON has no infinity.
+            finite = {key: value if _fits_json(value) else None for key, value in line.items()}
+            # Opened for each line: a few microseconds, and a killed run keeps every line that it had.
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite) + "\n")
 
     def cut_after(self, update: int) -> None:
         """Forget what came after an update; a line that a crash cut short goes too."""
-        if self.path is None or self._file is None:
-            return
-        kept = [line for line in read_history(self.path) if line["update"] <= update]
-        self._file.close()
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self.path.open("a", encoding="utf-8")
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self.path is not None and self.path.exists():
+            kept = [line for line in read_history(self.path) if line["update"] <= update]
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -50,3 +40,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break  # The last line of a killed run may be half a line; nothing follows it.
     return lines
+
+
+def _fits_json(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

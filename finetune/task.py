@@ -82,6 +82,6 @@ class Task:
     judge: Judge
     save: Callable[[torch.nn.Module, Path], None]
     load: Callable[[Path], torch.nn.Module]
-    baselines: Callable[[Accelerator], list[Baseline]] = lambda accelerator: []
+    baselines: Callable[[Accelerator], list[Baseline]] | None = None
     head_modules: Sequence[str] = ()
     notes: Sequence[str] = field(default_factory=list)

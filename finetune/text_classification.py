@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from finetune.data.loader import LoadedData
     from finetune.evaluation.baselines import Baseline
+    from finetune.recipe import Recipe
     from finetune.task import Batch, Collate
 
 
@@ -42,12 +43,14 @@ class SomeRows:
 
 
 def text_baselines(
-    data: LoadedData, rows: Mapping[str, TokenRows], encoder: torch.nn.Module, collate: Collate, seed: int
+    data: LoadedData, rows: Mapping[str, TokenRows], encoder: torch.nn.Module, collate: Collate, recipe: Recipe
 ) -> Callable[[Accelerator], list[Baseline]]:
     """Majority class, TF-IDF + logistic regression, and a probe on the pretrained encoder as it came.
 
     The encoder's features are computed by all processes together; the rest by the main one.
     """
+
+    seed = recipe.train.seed
 
     def features(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}

@@ -79,7 +79,7 @@ def build(recipe: Recipe) -> Task:
         judge=ClassificationJudge(
             {name: tokens.labels for name, tokens in rows.items()}, data.labels, recipe.train.seed
         ),
-        baselines=text_baselines(data, rows, model.base_model, collate, recipe.train.seed),
+        baselines=text_baselines(data, rows, model.base_model, collate, recipe) if recipe.objective.baselines else None,
         save=save_model(tokenizer, recipe.data.max_tokens),
         load=AutoModelForSequenceClassification.from_pretrained,
         head_modules=["classifier"],

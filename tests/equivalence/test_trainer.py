@@ -1,0 +1,226 @@
+"""The loop's numbers equal plain PyTorch's and transformers' Trainer's, and don't depend on how rows are held."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.trainers import make_trainer
+from torch.nn import functional as F
+
+from finetune.data.batching import RowKey
+from finetune.history import read_history
+
+pytestmark = pytest.mark.equivalence
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_history(folder / "history.jsonl") if "loss" in line]
+
+
+def largest_difference(one: torch.nn.Module, other: torch.nn.Module) -> float:
+    others = dict(other.named_parameters())
+    with torch.no_grad():
+        return max(float((value - others[name]).abs().max()) for name, value in one.named_parameters())
+
+
+def test_one_update_equals_plain_pytorch(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, "train.max_updates=1", "train.lr_warmup_updates=0", "train.lr=1e-3")
+    model = copy.deepcopy(trainer.model)
+    keys = next(trainer.plan.updates())
+    rows = trainer.task.rows["train"].__getitems__(keys)
+
+    # Written out by hand: nothing of the toolkit below but the rows themselves.
+    length = max(len(row["input_ids"]) for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for position, row in enumerate(rows):
+        tokens = torch.tensor(row["input_ids"], dtype=torch.long)
+        ids[position, : len(tokens)], mask[position, : len(tokens)] = tokens, 1
+    labels = torch.tensor([int(row["labels"]) for row in rows])
+    decay = [value for name, value in model.named_parameters() if "bias" not in name and "LayerNorm" not in name]
+    plain = [value for name, value in model.named_parameters() if "bias" in name or "LayerNorm" in name]
+    groups = [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    model.train()
+    loss = F.cross_entropy(model(input_ids=ids, attention_mask=mask).logits, labels)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+    trainer.fit()
+
+    line = read_history(tmp_path / "history.jsonl")[0]
+    assert line["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    assert largest_difference(trainer.model, model) < 1e-6
+
+
+def test_ten_updates_equal_transformers_trainer(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    trainer = make_trainer(tmp_path, "train.max_updates=10", "train.lr_warmup_updates=3", "train.lr=1e-4")
+    task = trainer.task
+    order = [key for keys in trainer.plan.updates() for key in keys]
+    model = copy.deepcopy(trainer.model)
+    logged: list[float] = []
+
+    class InOrder(Trainer):
+        """Takes the rows as they come, and notes each update's loss unrounded."""
+
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*args, **kwargs)
+            logged.append(loss.item())
+            return loss
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "peer"),
+        per_device_train_batch_size=8,
+        max_steps=10,
+        learning_rate=1e-4,
+        lr_scheduler_type="linear",
+        warmup_steps=3,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        optim="adamw_torch",
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    InOrder(
+        model=model, args=arguments, train_dataset=[task.rows["train"].__getitems__([key])[0] for key in order],
+        data_collator=task.collate,
+    ).train()  # fmt: skip
+
+    trainer.fit()
+
+    ours = losses(tmp_path)
+    assert len(ours) == len(logged) == 10
+    assert max(abs(a - b) for a, b in zip(ours, logged, strict=True)) < 1e-6
+    assert largest_difference(trainer.model, model) < 1e-5
+
+
+@pytest.mark.parametrize("micro", [1, 3, 8])
+def test_the_micro_batch_changes_no_result(tmp_path: Path, micro: int) -> None:
+    settings = ("train.max_updates=4", "data.max_train_rows=30", "objective.class_weights=balanced")
+    whole = make_trainer(tmp_path / "whole", *settings)
+    whole.fit()
+    parts = make_trainer(tmp_path / "parts", *settings, f"train.micro_batch_size={micro}")
+    parts.fit()
+    for one, other in zip(losses(tmp_path / "whole"), losses(tmp_path / "parts"), strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+
+
+def test_dropout_is_a_function_of_the_update_and_not_of_what_ran_before(tmp_path: Path) -> None:
+    """With dropout on, the third update alone has the loss that it has after two others (learning rate almost 0)."""
+    settings = ("model.dropout=0.3", "train.lr=1e-12", "train.lr_schedule=constant", "train.max_updates=3")
+    make_run = make_trainer(tmp_path / "all", *settings)
+    make_run.fit()
+    alone = make_trainer(tmp_path / "one", *settings)
+    alone.plan = copy.copy(alone.plan)
+    keys = list(alone.plan.updates())[2]
+    alone.adapter.train_mode(alone.model)
+    from finetune.randomness import seed_torch
+
+    torch.rand(7)
+    seed_torch(0, "dropout", 2, 0)
+    loss = alone.task.loss_sum(alone.model, alone.task.collate(alone.task.rows["train"].__getitems__(keys))) / len(keys)
+    assert losses(tmp_path / "all")[2] == pytest.approx(loss.item(), rel=1e-5)
+    without = make_trainer(tmp_path / "none", *settings[1:])
+    without.fit()
+    assert abs(losses(tmp_path / "none")[2] - loss.item()) > 1e-4
+
+
+def test_schedules_equal_transformers() -> None:
+    from transformers import get_scheduler
+
+    from finetune.optim import lr_factor
+
+    for shape, name in (("linear", "linear"), ("cosine", "cosine"), ("constant", "constant_with_warmup")):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        peer = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=20)
+        for update in range(20):
+            assert lr_factor(update, 20, 4, shape) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+            optimizer.step()
+            peer.step()
+
+
+def test_weighted_smoothed_loss_over_its_count_equals_pytorchs_mean() -> None:
+    from finetune.objectives import balanced_class_weights, cross_entropy_sum, target_count
+
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50, 4), torch.randint(0, 4, (50,))
+    weights = balanced_class_weights(torch.bincount(labels, minlength=4))
+    ours = cross_entropy_sum(logits, labels, weights, 0.1) / target_count(labels, weights)
+    assert ours.item() == pytest.approx(F.cross_entropy(logits, labels, weights, label_smoothing=0.1).item(), rel=1e-6)
+    from sklearn.utils.class_weight import compute_class_weight
+
+    peer = compute_class_weight("balanced", classes=np.arange(4), y=labels.numpy())
+    assert torch.allclose(weights, torch.tensor(peer, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("adapter", ["full", "frozen"])
+def test_resume_after_any_update_is_bit_identical(tmp_path: Path, adapter: str) -> None:
+    """Dropout, accumulation and a short last group included."""
+    settings = (
+        "model.dropout=0.1", "train.max_updates=6", "train.micro_batch_size=3", "data.max_train_rows=30",
+        "train.eval_every_updates=4", "train.keep_checkpoints=9", "train.save_every_updates=1", f"adapter={adapter}",
+    )  # fmt: skip
+    whole = make_trainer(tmp_path / "whole", *settings)
+    whole.fit()
+    for stop in range(1, 6):
+        folder = tmp_path / f"stopped_{stop}"
+        resumed = make_trainer(folder, *settings)
+        for update in range(1, stop + 1):
+            shutil.copytree(whole.checkpoints.path(update), resumed.checkpoints.path(update))
+        shutil.copy(tmp_path / "whole" / "history.jsonl", folder)
+        before, progress = resumed.fit(resume=True)
+        assert (before.update, progress.update) == (stop, 6)
+        assert largest_difference(resumed.model, whole.model) == 0.0
+        assert (folder / "history.jsonl").read_bytes() == (tmp_path / "whole" / "history.jsonl").read_bytes()
+        ours, theirs = resumed.checkpoints.read(6)[0], whole.checkpoints.read(6)[0]
+        for name, tensor in theirs.tensors["optimizer"].items():
+            assert torch.equal(ours.tensors["optimizer"][name], tensor), name
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_applied(tmp_path: Path) -> None:
+    from finetune.errors import TrainingError
+
+    trainer = make_trainer(tmp_path, "train.max_updates=3", "train.save_every_updates=1")
+    plain = trainer.task.loss_sum
+    calls = []
+
+    def broken(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        calls.append(1)
+        return plain(model, batch) * (math.nan if len(calls) == 2 else 1.0)
+
+    trainer.task.loss_sum = broken
+    with pytest.raises(TrainingError, match=r"Update 2 has loss nan") as caught:
+        trainer.fit()
+    rows = [key.index for key in list(trainer.plan.updates())[1]]
+    assert str(rows[0]) in str(caught.value)
+    assert trainer.checkpoints.updates() == [1]
+    assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
+
+
+def test_every_row_is_predicted_once_in_its_own_place(tmp_path: Path) -> None:
+    from finetune.evaluation.predict import predict_rows
+
+    trainer = make_trainer(tmp_path, "train.max_updates=1")
+    task, rows = trainer.task, trainer.task.rows["valid"]
+    together = predict_rows(trainer.model, rows, task.collate, task.outputs, trainer.accelerator, "valid")
+    assert together.shape == (len(rows), 2)
+    with torch.inference_mode():
+        for index in (0, 7, len(rows) - 1):
+            alone = task.outputs(trainer.model, task.collate(rows.__getitems__([RowKey(0, index)])))
+            assert torch.allclose(torch.tensor(together[index]), alone[0], atol=1e-5)
