@@ -20,7 +20,7 @@ from finetune.errors import DataError
 DROP = -1
 BAD = -2
 
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.0+)?")
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _NOT_A_LABEL = ("", "nan", "<na>")  # what pandas writes for a missing value
 _MANY = 1_000
@@ -165,7 +165,7 @@ class LabelCoder:
         raws = list(self._seen)
         self._numbers = bool(raws) and self.rule is None and all(_INTEGER.fullmatch(raw.strip()) for raw in raws)
         if self._numbers:
-            return {raw: str(int(float(raw))) if "." in raw else str(int(raw)) for raw in raws}
+            return {raw: str(int(raw.partition(".")[0])) for raw in raws}
         kinds: dict[str, str] = {}
         for seen in self._seen.values():
             kinds.setdefault(seen.kind, seen.place)
@@ -205,6 +205,8 @@ class LabelCoder:
 def _kind_of(value: Any) -> tuple[str, str]:
     """(kind for the mixed-types check, raw label as text)."""
     if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            return "other", "text with half a surrogate pair"
         return ("missing", "") if value.strip().lower() in _NOT_A_LABEL else ("text", value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "missing", ""

@@ -222,7 +222,7 @@ class JsonLines:
         for line, text in self._lines():
             try:
                 row = json.loads(text)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError: also an integer of 5,000 digits
                 problems.add_error("lines that are not JSON", self._not_json(line, str(error)))
                 continue
             if not isinstance(row, dict):

@@ -167,7 +167,8 @@ class _Stage:
             yield [f"{prefix}{name}", *whole]
 
     def _id(self, value: object, table: Table, number: int) -> str | None:
-        name = "" if value is None else str(value).strip()
+        # Half a surrogate pair, which JSON can hold, can't be written to any file.
+        name = "" if value is None else str(value).strip().encode("utf-8", "replace").decode()
         if not name:
             self.problems.add(
                 "missing ids",

@@ -63,6 +63,20 @@ CASES: list[Case] = [
         ["line 201", "surrogate"],
         "whole",
     ),
+    (
+        "half a character in a label",
+        put({"d.jsonl": jsonl(objects(GOOD)) + b'{"text": "x", "label": "\\ud83d"}\n'}),
+        "d.jsonl",
+        ["line 201", "surrogate"],
+        "whole number",
+    ),
+    (
+        "an integer without end",
+        put({"d.jsonl": jsonl(objects(GOOD)) + b'{"text": "x", "label": ' + b"7" * 5000 + b"}\n"}),
+        "d.jsonl",
+        ["line 201", "not a JSON object"],
+        "one object",
+    ),
     # texts and labels
     ("empty text", put({"d.csv": csv([*GOOD, ("", "pos")])}), "d.csv", ["d.csv, line 202", "empty"], "delete the row"),
     ("blank text", put({"d.csv": csv([*GOOD, ("  ", "pos")])}), "d.csv", ["d.csv, line 202", "empty"], "Fill it in"),

@@ -76,6 +76,8 @@ def test_ids_are_lines_or_the_id_column(tmp_path: Path) -> None:
         (["0.0", "1.0", "1"], ("0", "1")),
         (["b", " a", "C"], ("C", "a", "b")),
         (["01", "1x", "2"], ("01", "1x", "2")),
+        (["7" * 5000, "x"], ("7" * 5000, "x")),
+        (["123456789012345678.0", "1"], ("1", "123456789012345678")),
     ],
 )
 def test_label_order(tmp_path: Path, raw: list[str], labels: tuple[str, ...]) -> None:
