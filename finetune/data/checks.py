@@ -49,7 +49,7 @@ class LengthReport:
 
     unit: str
     percentiles: dict[str, int]
-    """"p50" ... "p99", "max" over all rows."""
+    """p50 to p99, and max, over all rows."""
     limit: int | None
     truncated: float | None
     """Share of all rows that are longer than the limit."""

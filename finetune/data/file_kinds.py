@@ -143,7 +143,7 @@ def missing_file(path: Path) -> DataError:
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return DataError(
         f"{path} does not exist.",
-        f"Did you mean {folder / meant}?" if meant else f"{folder} holds: {listed or 'nothing'}.",
+        f"Did you mean {folder / meant}?" if meant else f"The folder {folder.resolve()} holds: {listed or 'nothing'}.",
     )
 
 

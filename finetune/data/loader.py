@@ -36,7 +36,7 @@ class LoadedData:
     """Card name, file stem, folder name or hub id."""
     card: DataCard | None
     splits: dict[str, datasets.Dataset]
-    """"train", "valid", "test"; columns: id (str), then the roles: text (str), label (int64 class index)."""
+    """By train, valid and test; columns: id (str), then the roles: text (str), label (int64 class index)."""
     labels: tuple[str, ...]
     """Class names in class-index order; empty when the task has no label."""
     sha256: str
