@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from finetune.errors import CheckpointError
-from finetune.files import sha256_of, sync_folder, write_json
+from finetune.files import sha256_file, sync_file, sync_folder, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -135,7 +135,7 @@ class Checkpoints:
             for stem, tensors in state.tensors.items():
                 path = temporary / f"{stem}.safetensors"
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-                _sync_file(path)
+                sync_file(path)
             content = {
                 "format": FORMAT,
                 "progress": asdict(progress),
@@ -143,7 +143,7 @@ class Checkpoints:
                 "numbers": state.numbers,
             }
             write_json(temporary / "state.json", content)
-            hashes = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+            hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
             write_json(temporary / MANIFEST, {"format": FORMAT, "update": progress.update, "sha256": hashes})
             shutil.rmtree(final, ignore_errors=True)
             os.rename(temporary, final)
@@ -200,7 +200,7 @@ class Checkpoints:
             odd = sorted(present ^ set(hashes))[0]
             raise CheckpointError(f"{folder / odd} is {'missing' if odd in hashes else 'not in the manifest'}.")
         for name, expected in hashes.items():
-            if sha256_of(folder / name) != expected:
+            if sha256_file(folder / name) != expected:
                 raise CheckpointError(f"{folder / name} is damaged: its SHA-256 is not the manifest's.")
         content = _read_json(folder / "state.json")
         tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
@@ -245,8 +245,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object.")
     return content
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

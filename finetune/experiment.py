@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def run(options: RunOptions) -> int:
         task = loaded.build()
         trainer = build_trainer(loaded, task, accelerator)
         folder = _open_folder(loaded, options, trainer)
-        record = _first_record(loaded, trainer, folder, precision, threads)
+        record = _first_record(loaded, options, trainer, folder, precision, threads)
         seconds.stop("load_s")
         with _recorded_failure(record), _stopped_by_signals(trainer):
             say(accelerator, f"{folder}: {_plan_line(trainer, record)}")
@@ -112,7 +113,7 @@ def run(options: RunOptions) -> int:
             seconds.stop("eval_s")
             record.update(status="completed", **counts, **results, timing={**seconds.values, **speed})
             if accelerator.is_main_process:
-                write_report(record.content, folder)
+                write_report(record.content, task.data, folder)
             accelerator.wait_for_everyone()
         return 0
     finally:
@@ -205,7 +206,9 @@ def _refuse_changes(checkpoints: Checkpoints, identity: dict[str, Any]) -> None:
         )
 
 
-def _first_record(loaded: LoadedRecipe, trainer: Trainer, folder: Path, precision: str, threads: int) -> RunRecord:
+def _first_record(
+    loaded: LoadedRecipe, options: RunOptions, trainer: Trainer, folder: Path, precision: str, threads: int
+) -> RunRecord:
     from finetune.hardware import describe
     from finetune.record import RunRecord, commit, versions
 
@@ -214,7 +217,7 @@ def _first_record(loaded: LoadedRecipe, trainer: Trainer, folder: Path, precisio
     data, files = task.data, task.files
     content = {
         "status": "running",
-        "task": task.judge.kind,
+        "task": task.kind,
         "recipe": {"name": loaded.name, "origin": loaded.origin, "hash": loaded.sha256},
         "config": loaded.resolved(),
         "data": {
@@ -235,6 +238,7 @@ def _first_record(loaded: LoadedRecipe, trainer: Trainer, folder: Path, precisio
         "commit": commit(),
         "hardware": describe(accelerator.num_processes, threads),
         "precision": precision,
+        "command": command_line(options),
         "seed": loaded.recipe.train.seed,
         "metrics": {},
         "baselines": {},
@@ -254,6 +258,16 @@ def _plan_line(trainer: Trainer, record: RunRecord) -> str:
         f"{settings.batch_size} rows; {content['precision']}, {hardware['processes']} process(es) x "
         f"{hardware['threads']} threads{', ' + hardware['gpus'][0] if hardware['gpus'] else ''}"
     )
+
+
+def command_line(options: RunOptions) -> str:
+    """The line that runs the same again: from the options, so that nothing else of the command line is written down."""
+    flags = {"--data": options.data, "--adapter": options.adapter, "--seed": options.seed, "--resume": options.resume}
+    line = ["accelerate", "launch", "finetune/run.py"]
+    line += ["--recipe", options.recipe] if options.recipe else []
+    line += [part for override in options.overrides for part in ("--set", override)]
+    line += [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    return shlex.join(line)
 
 
 def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,8 +66,8 @@ class TextClassifier:
         record = read_record(run)
         if record["status"] != "completed":
             raise ConfigError(f"{run} is {record['status']}, not completed.", f"Finish it: finetune run --resume {run}")
-        if record["task"] != "classification":
-            raise ConfigError(f"{run} is a {record['task']} run; predict knows classification.")
+        if record["task"] != "text-classification":
+            raise ConfigError(f"{run} is a {record['task']} run; predict knows text-classification.")
         self.text_column = record["config"]["data"].get("text")
         use_threads("auto")
         self._accelerator = Accelerator(cpu=not has_accelerator())

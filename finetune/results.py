@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from finetune.evaluation.predict import predict_rows
 from finetune.hardware import peak_rss_mb
 
 if TYPE_CHECKING:
+    from finetune.data.loader import LoadedData
     from finetune.evaluation.baselines import Baseline
     from finetune.task import Task
     from finetune.trainer import Trainer
@@ -29,32 +31,31 @@ def export_and_judge(task: Task, trainer: Trainer, folder: Path, baselines: list
         task.save(trainer.adapter.plain(trainer.model), folder / "model")
     accelerator.wait_for_everyone()
     model = task.load(folder / "model").to(accelerator.device)
-    metrics: dict[str, Any] = {}
-    details: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, Any]] = {}
     outputs: dict[str, np.ndarray] = {}
     for split in ("valid", "test"):
         outputs[split] = predict_rows(model, task.rows[split], task.collate, task.outputs, accelerator, split)
-        metrics[split] = judge.metrics(split, outputs[split])
-        for name, table in judge.details(split, outputs[split]).items():
-            details.setdefault(name, {})[split] = table
+        for name, table in judge.judge(split, outputs[split]).items():
+            tables.setdefault(name, {})[split] = table
     if accelerator.is_main_process:
         _write_predictions(task, outputs["test"], folder / "predictions.parquet")
     return {
-        "metrics": metrics,
-        "baselines": {some.name: judge.metrics("test", some.probabilities) for some in baselines},
+        **tables,
+        "baselines": {some.name: judge.judge("test", some.probabilities)["metrics"] for some in baselines},
         "baseline_notes": {some.name: some.note for some in baselines if some.note},
         "gains": {some.name: judge.gain("test", outputs["test"], some.probabilities) for some in baselines},
-        **details,
         "peak_rss_mb": peak_rss_mb(),
     }
 
 
-def write_report(record: dict[str, Any], folder: Path) -> None:
+def write_report(record: dict[str, Any], data: LoadedData, folder: Path) -> None:
     """The model card, its picture, and the table that the run prints at its end."""
     from finetune.report.model_card import write_model_card
     from finetune.report.picture import result_picture
     from finetune.report.summary import summary_table
 
+    if data.card is not None:
+        shutil.copyfile(data.card.path, folder / "data_card.md")
     result_picture(record, folder / "result.png")
     write_model_card(folder, record)
     print(summary_table(record))

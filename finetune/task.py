@@ -39,13 +39,11 @@ class Rows(Protocol):
 class Judge(Protocol):
     """What a kind of task says of its outputs, [rows, K]; see `finetune.evaluation.judge`."""
 
-    kind: str
     best_metric: str
     """The value of `quick` on the validation rows that picks the exported checkpoint; larger is better."""
 
     def quick(self, split: str, outputs: np.ndarray) -> dict[str, float]: ...
-    def metrics(self, split: str, outputs: np.ndarray) -> dict[str, dict[str, Any]]: ...
-    def details(self, split: str, outputs: np.ndarray) -> dict[str, Any]: ...
+    def judge(self, split: str, outputs: np.ndarray) -> dict[str, Any]: ...
     def gain(self, split: str, outputs: np.ndarray, baseline: np.ndarray) -> dict[str, Any]: ...
     def columns(self, split: str, outputs: np.ndarray) -> dict[str, Any]: ...
 
@@ -55,6 +53,7 @@ class Task:
     """A model, its data and the functions that train and judge it.
 
     Attributes:
+        kind: the `transformers` pipeline that runs the exported model, for example text-classification.
         data: what the loader returned.
         files: where the pretrained weights came from.
         model: the pretrained model, not yet adapted.
@@ -71,6 +70,7 @@ class Task:
         notes: facts to say aloud: rows truncated, head initialised.
     """
 
+    kind: str
     data: LoadedData
     files: ModelFiles
     model: torch.nn.Module

@@ -68,6 +68,7 @@ def build(recipe: Recipe) -> Task:
         return cross_entropy_sum(logits_BC(model, batch), batch["labels"], weights, recipe.objective.label_smoothing)
 
     return Task(
+        kind="text-classification",
         data=data,
         files=files,
         model=model,

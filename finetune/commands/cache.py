@@ -116,8 +116,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _damaged_wheel(root: Path, manifest: Manifest) -> Path | None:
     """The wheel that a manifest's members came from, if it is there and no copy has the pinned hash."""
-    from finetune.data.cache import sha256_file
     from finetune.data.wheels import Wheel
+    from finetune.files import sha256_file
 
     candidates = Wheel(manifest.package, manifest.version, manifest.wheel_sha256).files_in(root / "wheels")
     whole = any(sha256_file(path) == manifest.wheel_sha256 for path in candidates)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import filelock
 
 from finetune.errors import SourceError
+from finetune.files import sha256_file, whole_file
 
 # The standard's first line makes backup programs skip the folder; the second is how `cache clear` knows its own.
 TAG_NAME = "CACHEDIR.TAG"
@@ -67,40 +66,6 @@ def is_our_cache(folder: Path) -> bool:
     except OSError:
         return False
     return lines[:2] == [TAG_SIGNATURE, TAG_OWNER]
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name complete and on disk, or not at all: temp, fsync, rename, fsync of folder."""
-    temp = path.with_name(f".part-{secrets.token_hex(8)}")
-    # os.open rather than tempfile: the latter's mode 0600 would shut other users out of a shared cache.
-    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable; Windows has no such call and needs none."""
-    if sys.platform != "win32":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextmanager

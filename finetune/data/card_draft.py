@@ -17,9 +17,9 @@ from finetune.data.card import CardBlock, card_names, load_card
 from finetune.data.checks import Measured, measure
 from finetune.data.plan import DataPlan, make_plan
 from finetune.data.problems import Problems
-from finetune.data.sources import sha256_file
 from finetune.data.staging import stage
 from finetune.errors import DataError
+from finetune.files import sha256_file
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 

@@ -21,8 +21,9 @@ from huggingface_hub.errors import (
     XetDownloadError,
 )
 
-from finetune.data.cache import disk_errors, sha256_file
+from finetune.data.cache import disk_errors
 from finetune.errors import SourceError
+from finetune.files import sha256_file
 
 # Never *.bin, *.pkl, *.pt or *.py: those can run code when they are loaded.
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")

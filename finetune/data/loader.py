@@ -14,14 +14,14 @@ from typing import Any
 import datasets
 
 from finetune.config import DataSettings
-from finetune.data.cache import cache_folder, disk_errors, say, sync_folder, turn, whole_file
+from finetune.data.cache import cache_folder, disk_errors, say, turn
 from finetune.data.card import DataCard
 from finetune.data.file_kinds import kind_of, refuse_binary
 from finetune.data.plan import DataPlan, make_plan
 from finetune.data.problems import Problems
-from finetune.data.sources import sha256_file
 from finetune.data.splits import SPLITS
 from finetune.data.staging import stage
+from finetune.files import sha256_file, sync_file, sync_folder, whole_file
 
 # Part of every key: raise it when the same files and settings would give other rows.
 CACHE_VERSION = 1
@@ -108,7 +108,7 @@ def _build(plan: DataPlan, folder: Path) -> dict[str, Any]:
                 "files": {path.name: sha256_file(path) for path in staged.files.values()},
             }
             for path in staged.files.values():
-                _sync(path)
+                sync_file(path)
             with whole_file(temp / META) as file:
                 file.write(json.dumps(meta, indent=1).encode())
             os.rename(temp, folder)
@@ -133,11 +133,3 @@ def _verified(folder: Path) -> dict[str, Any] | None:
     with disk_errors(folder.parent):
         shutil.rmtree(folder)
     return None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,8 +13,9 @@ from finetune.data.card import CardSource, DataCard, LabelRule, card_names, load
 from finetune.data.file_kinds import SUFFIXES, Format, kind_of, missing_file
 from finetune.data.folders import files_by_split
 from finetune.data.near import near
-from finetune.data.sources import Wheel, hub_data_files, sha256_file, wheel_members
+from finetune.data.sources import Wheel, hub_data_files, wheel_members
 from finetune.errors import ConfigError, DataError
+from finetune.files import sha256_file
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 

