@@ -238,7 +238,7 @@ def _first_record(
         "commit": commit(),
         "hardware": describe(accelerator.num_processes, threads),
         "precision": precision,
-        "command": command_line(options),
+        "command": read_record(folder)["command"] if options.resume else command_line(options),
         "seed": loaded.recipe.train.seed,
         "metrics": {},
         "baselines": {},

@@ -73,13 +73,13 @@ class TextClassifier:
         self._accelerator = Accelerator(cpu=not has_accelerator())
         folder = run / "model"
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self._model = AutoModelForSequenceClassification.from_pretrained(
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.model = AutoModelForSequenceClassification.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
             ).to(self._accelerator.device)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder} can't be loaded: {str(error).splitlines()[0]}") from None
-        self.labels = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
+        self.labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
         if self.labels != record["data"]["labels"]:
             raise ConfigError(
                 f"{folder / 'config.json'} has the labels {self.labels}, but run.json {record['data']['labels']}.",
@@ -88,12 +88,12 @@ class TextClassifier:
 
     def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
         """Prediction, its probability and all probabilities of each text, in order."""
-        tokens = self._tokenizer(texts, truncation=True, return_attention_mask=False)["input_ids"]
+        tokens = self.tokenizer(texts, truncation=True, return_attention_mask=False)["input_ids"]
         rows = _ListRows(tokens)
         probabilities_RC = predict_rows(
-            self._model,
+            self.model,
             rows,
-            lambda some: pad_tokens(some, self._tokenizer.pad_token_id),
+            lambda some: pad_tokens(some, self.tokenizer.pad_token_id),
             lambda model, batch: model(**batch).logits.float().softmax(-1),
             self._accelerator,
             "predict",
