@@ -62,6 +62,7 @@ class TextClassifier:
 
         from finetune.hardware import has_accelerator
 
+        logging.set_verbosity_error()
         logging.disable_progress_bar()
         record = read_record(run)
         if record["status"] != "completed":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from finetune.errors import LaunchError
+from finetune.errors import ConfigError, LaunchError
 from finetune.hardware import has_accelerator
 
 if TYPE_CHECKING:
@@ -29,7 +29,12 @@ def make_accelerator(precision: str, trackers: list[str]) -> Accelerator:
         LaunchError: the launcher was told more processes than it started.
     """
     from accelerate import Accelerator
+    from transformers.utils import logging as transformers_logging
 
+    _check_trackers(trackers)
+    # What transformers reports while loading is checked and said by finetune.models; its bars last milliseconds.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     told = told_processes()
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if told is not None and started < told:
@@ -52,6 +57,18 @@ def make_accelerator(precision: str, trackers: list[str]) -> Accelerator:
             f"For 2 CPU processes: {TWO_CPU_PROCESSES}",
         )
     return accelerator
+
+
+def _check_trackers(trackers: list[str]) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    installed = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    for name in trackers:
+        if name not in known:
+            raise ConfigError(f"train.trackers={name} is no tracker of Accelerate.", f"There are: {', '.join(known)}.")
+        if name not in installed:
+            raise ConfigError(f"train.trackers={name} is not installed.", f"pip install {name}")
 
 
 def told_processes() -> int | None:

@@ -61,16 +61,15 @@ def load_pretrained(
         model_config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False, **config)
         if dropout is not None:
             set_dropout(model_config, dropout, files.name)
-        with _quiet_transformers():
-            model, info = auto_class.from_pretrained(
-                files.path,
-                config=model_config,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+        model, info = auto_class.from_pretrained(
+            files.path,
+            config=model_config,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"model.name={files.name} can't be loaded as {auto_class.__name__}: {_first_line(error)}",
@@ -112,20 +111,12 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-class _quiet_transformers:
-    """Silence the loading report: what it would say is checked and said by `load_pretrained`."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self._level = logging.get_verbosity()
-        logging.set_verbosity_error()
-        self._bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._level)
-        if self._bars:
-            logging.enable_progress_bar()
+def head_modules(model: PreTrainedModel, new: list[str]) -> list[str]:
+    """Names of the modules that every adapter trains: the head, and what else has no pretrained weights."""
+    names = [
+        name
+        for name, module in model.named_children()
+        if module is not model.base_model and any(True for _ in module.parameters())
+    ]
+    inside = {name.rpartition(".")[0] for name in new}
+    return names + sorted(name for name in inside if name and name.partition(".")[0] not in names)

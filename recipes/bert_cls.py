@@ -15,7 +15,7 @@ from finetune.data.loader import load_data
 from finetune.data.sources import resolve_model
 from finetune.data.tokens import pad_tokens, tokenize
 from finetune.evaluation.judge import ClassificationJudge
-from finetune.models import load_pretrained, load_tokenizer
+from finetune.models import head_modules, load_pretrained, load_tokenizer
 from finetune.objectives import balanced_class_weights, cross_entropy_sum, target_count
 from finetune.randomness import seed_torch
 from finetune.recipe import Recipe
@@ -83,7 +83,7 @@ def build(recipe: Recipe) -> Task:
         baselines=text_baselines(data, rows, model.base_model, collate, recipe) if recipe.objective.baselines else None,
         save=save_model(tokenizer, recipe.data.max_tokens),
         load=AutoModelForSequenceClassification.from_pretrained,
-        head_modules=["classifier"],
+        head_modules=head_modules(model, new),
         notes=truncation_notes(rows, data.labels, recipe.data.max_tokens)
         + ([f"new weights, initialised from the seed: {', '.join(new)}"] if new else []),
     )

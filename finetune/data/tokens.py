@@ -87,9 +87,7 @@ def tokenize(
 
 def _key(split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int, texts: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    for part in ("1", type(tokenizer).__name__, vocabulary, str(max_tokens), *texts):
+    for part in ("1", type(tokenizer).__name__, _vocabulary(tokenizer), str(max_tokens), *texts):
         digest.update(part.encode() + b"\0")
     for start in range(0, len(split), CHUNK_ROWS):
         rows = split[start : start + CHUNK_ROWS]
@@ -97,6 +95,15 @@ def _key(split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens
             for text in rows[name]:
                 digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()[:32]
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that decides a text's ids. Truncation and padding are states of the last call, so they are left out."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return json.dumps(sorted(tokenizer.get_vocab().items()))
+    content = json.loads(backend.to_str())
+    return json.dumps({key: value for key, value in content.items() if key not in ("truncation", "padding")})
 
 
 def _write(

@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet
 import pytest
+
 from tests.trainers import write_reviews
 
 pytestmark = pytest.mark.integration
@@ -104,7 +105,9 @@ def test_all_physical_cores_are_used_though_the_launcher_says_one_thread(finishe
 def test_predictions_give_the_recorded_accuracy(finished: Path) -> None:
     table = pyarrow.parquet.read_table(finished / "predictions.parquet").to_pydict()
     assert set(table) == {"id", "label", "prediction", "probabilities"}
-    right = np.mean([label == prediction for label, prediction in zip(table["label"], table["prediction"], strict=True)])
+    right = np.mean(
+        [label == prediction for label, prediction in zip(table["label"], table["prediction"], strict=True)]
+    )
     assert right == pytest.approx(record_of(finished)["metrics"]["test"]["accuracy"]["value"], abs=1e-12)
     assert np.allclose(np.array(table["probabilities"]).sum(axis=1), 1.0, atol=1e-5)
 
@@ -279,7 +282,11 @@ def test_resume_refuses_what_changed(small: list[str], tmp_path: Path) -> None:
     record = record_of(run)
     record["status"] = "interrupted"
     (run / "run.json").write_text(json.dumps(record))
-    for override, named in (("train.lr=1e-3", "train.lr"), ("train.seed=5", "train.seed"), ("data.max_tokens=40", "data.max_tokens")):
+    for override, named in (
+        ("train.lr=1e-3", "train.lr"),
+        ("train.seed=5", "train.seed"),
+        ("data.max_tokens=40", "data.max_tokens"),
+    ):
         done = finetune("run", "--resume", run, "--set", override)
         assert done.returncode == 2
         assert named in done.stderr
