@@ -143,7 +143,7 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
     adapter.check(task, plan.total_updates)
     model = adapter.wrap(task.model, task, plan.total_updates)
     if settings.activation_checkpointing:
-        cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        cast(Any, model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     identity = {
         "recipe": loaded.sha256,
         "data": task.data.sha256,

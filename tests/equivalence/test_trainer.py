@@ -226,3 +226,54 @@ def test_every_row_is_predicted_once_in_its_own_place(tmp_path: Path) -> None:
         for index in (0, 7, len(rows) - 1):
             alone = task.outputs(trainer.model, task.collate(rows.__getitems__([RowKey(0, index)])))
             assert torch.allclose(torch.tensor(together[index]), alone[0], atol=1e-5)
+
+
+def test_activation_checkpointing_changes_no_number(tmp_path: Path) -> None:
+    """Dropout included: the recomputed forward pass must draw the same masks."""
+    settings = ("model.dropout=0.2", "train.max_updates=3")
+    plain = make_trainer(tmp_path / "plain", *settings)
+    plain.fit()
+    recomputed = make_trainer(tmp_path / "recomputed", *settings, "train.activation_checkpointing=true")
+    assert recomputed.model.is_gradient_checkpointing
+    recomputed.fit()
+    assert losses(tmp_path / "recomputed") == losses(tmp_path / "plain")
+
+
+def test_loader_workers_change_no_number(tmp_path: Path) -> None:
+    settings = ("model.dropout=0.2", "train.max_updates=4", "train.micro_batch_size=3")
+    make_trainer(tmp_path / "inside", *settings).fit()
+    make_trainer(tmp_path / "beside", *settings, "train.workers=2").fit()
+    assert losses(tmp_path / "beside") == losses(tmp_path / "inside")
+
+
+def test_a_frozen_encoder_stays_as_it_was(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, "adapter=frozen", "train.max_updates=2", "train.lr=1e-2", "train.lr_warmup_updates=0"
+    )
+    before = copy.deepcopy(trainer.model)
+    trainer.fit()
+    after = dict(trainer.model.named_parameters())
+    changed = {name for name, value in before.named_parameters() if not torch.equal(value, after[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_early_stopping_leaves_the_best_weights_in_the_model(tmp_path: Path) -> None:
+    from finetune.evaluation.predict import predict_rows
+
+    trainer = make_trainer(
+        tmp_path, "train.eval_every_updates=1", "train.early_stop_evals=2", "train.max_updates=12", "train.lr=1e-3"
+    )
+    task, judge = trainer.task, trainer.task.judge
+    scores = iter([0.5, 0.9, 0.9, 0.2, 1.0])
+    plain = judge.quick
+    judge.quick = lambda split, outputs: {**plain(split, outputs), "accuracy": next(scores)}
+    _, progress = trainer.fit()
+    # Update 2 is the best; 3 only equals it, and 4 is the second evaluation without a gain.
+    assert (progress.update, progress.best_update, progress.stopped_early) == (4, 2, True)
+    assert trainer.checkpoints.updates() == [4, 2]
+    best = trainer.checkpoints.read(2)[0].tensors["model"]
+    assert all(torch.equal(value.detach(), best[name]) for name, value in trainer.model.named_parameters())
+    judge.quick = plain
+    outputs = predict_rows(trainer.model, task.rows["valid"], task.collate, task.outputs, trainer.accelerator, "valid")
+    logged = [line for line in read_history(tmp_path / "history.jsonl") if "valid" in line]
+    assert judge.quick("valid", outputs)["loss"] == pytest.approx(logged[1]["valid"]["loss"], rel=1e-6)

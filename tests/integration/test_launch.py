@@ -201,7 +201,7 @@ def test_an_edited_copy_runs_on_other_data_from_another_folder(reviews: Path, tm
     finetune("cp", "bert_cls", tmp_path)
     recipe = tmp_path / "bert_cls.py"
     edited = recipe.read_text().replace('source="movie_snippets"', 'source="mine.tsv", text="body", label="mood"')
-    recipe.write_text(edited.replace("epochs=3", "max_updates=2"))
+    recipe.write_text(edited.replace("epochs=2", "max_updates=2"))
     with reviews.open(newline="", encoding="utf-8") as file, (tmp_path / "mine.tsv").open("w") as out:
         out.write("body\tmood\n")
         out.writelines(f"{row['text']}\t{row['label']}\n" for row in csv.DictReader(file) if "\t" not in row["text"])
