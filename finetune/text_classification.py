@@ -117,5 +117,8 @@ def save_model(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Callable[
         # What the model was trained on is the longest that it should be given.
         tokenizer.model_max_length = max_tokens
         tokenizer.save_pretrained(folder)
+        for weights in folder.glob("*.safetensors"):
+            # safetensors makes files that only their owner reads; a model is to be handed on like the rest.
+            weights.chmod((folder / "config.json").stat().st_mode)
 
     return save

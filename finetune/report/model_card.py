@@ -152,7 +152,8 @@ def _is_hub_id(name: object) -> bool:
 
 def _summary(record: Mapping[str, Any], name: str, source: str) -> str:
     split = reported_split(record)
-    base = markdown(_part(record, "model").get("name") or "a pretrained model")
+    # A wheel's source ends in its hash, which stands among the training facts; its last folder names the model.
+    base = markdown(str(_part(record, "model").get("name") or "a pretrained model").partition("#")[0])
     lines = [f"{base}, fine-tuned" + (f" on {markdown(source)}." if source else ".")]
     if record.get("status", "completed") != "completed":
         lines.append(f"**The run did not finish (status: {markdown(record['status'])}).**")
