@@ -22,7 +22,10 @@ class Section(BaseModel):
     Unknown keys are refused and every assignment is checked, so `c.train.lrr = 1` fails where it stands.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
+    # No setting means anything as inf or nan, and epochs=inf would never end.
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class ModelSettings(Section):
@@ -112,13 +115,13 @@ class TrainSettings(Section):
     """Write a checkpoint this often, besides those at evaluations."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 1
     """How many of the newest checkpoints stay; the best one always stays too."""
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     """CPU threads of each process. `auto`: physical cores divided by the processes of this machine."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load and collate batches beside each training process; 0 does it inside."""
     trackers: list[str] = []
     """Trackers of Accelerate, comma-separated: tensorboard, wandb, mlflow, ..."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Row order, dropout, augmentation and the new head's weights are functions of it."""
 
 
@@ -154,7 +157,7 @@ def apply_override(config: BaseModel, override: str, recipe_name: str) -> None:
         setattr(section, field, _read(text.strip(), type(section).model_fields[field].annotation))
     except ValidationError as error:
         raise ConfigError(
-            f"{key}={text} is refused: {_reasons(error)}",
+            f"{key}={text} is refused: {reasons(error)}",
             f"{key}: {' '.join((type(section).model_fields[field].description or '').split())}",
         ) from None
 
@@ -181,7 +184,7 @@ def from_mapping(section: type[Section], values: dict[str, Any], where: str) -> 
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_reasons(error, section)}") from None
+        raise ConfigError(f"{where}: {reasons(error, section)}") from None
 
 
 def _read(text: str, annotation: Any) -> Any:
@@ -212,7 +215,8 @@ def _arms(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _reasons(error: ValidationError, section: type[Section] | None = None) -> str:
+def reasons(error: ValidationError, section: type[Section] | None = None) -> str:
+    """What pydantic found wrong, in one line, with the key of each when a whole section was checked."""
     parts = []
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])
