@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, ValidationError
 
 from finetune.adapters import Adapter, Full, adapter_named
-from finetune.config import DataSettings, ModelSettings, Section, TrainSettings, apply_override, settings_of
+from finetune.config import (
+    DataSettings,
+    ModelSettings,
+    Section,
+    TrainSettings,
+    apply_override,
+    reasons,
+    settings_of,
+)
 from finetune.errors import ConfigError
 from finetune.recipe_files import recipe_names, recipe_path, recipe_summary, recipe_tree, recipes_folder, source_hash
 
 if TYPE_CHECKING:
     from finetune.task import Task
+
+
+_START_ANEW = "The record was changed by hand or is damaged: start a new run."
 
 
 class Recipe(Section):
@@ -70,16 +83,14 @@ def load_recipe(name_or_path: str) -> LoadedRecipe:
     """Import a recipe and call its `config()`.
 
     Raises:
-        ConfigError: no such recipe, a syntax error in it (with its line), no `config`, or not a Recipe returned.
+        ConfigError: no such recipe, an error in it (with its line), no `config`, or not a Recipe returned.
     """
     path = recipe_path(name_or_path)
     module = _module(path)
     if not callable(getattr(module, "config", None)):
         raise ConfigError(f"{path} defines no config().", "A recipe has `def config() -> Recipe:`; see `finetune cp`.")
-    try:
+    with _mistakes_named(path):
         recipe = module.config()
-    except ValueError as error:  # pydantic's ValidationError is one
-        raise ConfigError(f"{path}: config() sets a value that is refused: {' '.join(str(error).split())}") from None
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"{path}: config() returned {type(recipe).__name__}, not a finetune.Recipe.")
     packaged = path.parent == recipes_folder()
@@ -99,15 +110,25 @@ def override(loaded: LoadedRecipe, overrides: list[str]) -> None:
 
 
 def apply_resolved(loaded: LoadedRecipe, resolved: dict[str, Any]) -> None:
-    """Put a record's resolved settings back into a recipe."""
-    loaded.recipe.adapter = adapter_named(resolved["adapter"]["name"])
+    """Put a record's resolved settings back into a recipe.
+
+    Raises:
+        ConfigError: names the setting that the record lacks, or whose value is none that it can have.
+    """
+    adapter = resolved.get("adapter")
+    if not isinstance(adapter, dict) or "name" not in adapter:
+        raise ConfigError("The record lacks the setting adapter.name.", _START_ANEW)
+    loaded.recipe.adapter = adapter_named(adapter["name"])
     for dotted, section, field in list(settings_of(loaded.recipe)):
         value: Any = resolved
         for part in dotted.split("."):
-            if part not in value:
+            if not isinstance(value, dict) or part not in value:
                 raise ConfigError(f"The record lacks the setting {dotted}; it was written by another version.")
             value = value[part]
-        setattr(section, field, value)
+        try:
+            setattr(section, field, value)
+        except ValidationError as error:
+            raise ConfigError(f"The record has {dotted}={value}: {reasons(error)}.", _START_ANEW) from None
 
 
 def _module(path: Path) -> types.ModuleType:
@@ -119,14 +140,26 @@ def _module(path: Path) -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Loader workers look a collate function's module up by name.
     sys.modules[name] = module
-    try:
+    with _mistakes_named(path):
         spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _mistakes_named(path: Path) -> Iterator[None]:
+    """What goes wrong while a recipe's own code runs is a mistake in that file: name its line, show no traceback."""
+    try:
+        yield
     except ImportError as error:
         raise ConfigError(f"{path} imports what is not installed: {error}.") from None
-    except (NameError, AttributeError, TypeError) as error:
-        line = error.__traceback__
-        while line is not None and line.tb_next is not None:
-            line = line.tb_next
-        where = f", line {line.tb_lineno}" if line is not None and line.tb_frame.f_code.co_filename == str(path) else ""
-        raise ConfigError(f"{path}{where}: {type(error).__name__}: {error}.") from None
-    return module
+    except RecursionError:
+        raise ConfigError(f"{path} derives from itself.", "base() takes another recipe.") from None
+    except (
+        NameError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError, OSError, AssertionError,
+        RuntimeError,
+    ) as error:  # fmt: skip
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+        what = reasons(error, Section) if isinstance(error, ValidationError) else str(error)
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise ConfigError(f"{where}: {type(error).__name__}: {what}.") from None

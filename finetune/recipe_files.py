@@ -32,7 +32,11 @@ def recipe_path(name_or_path: str) -> Path:
     """
     path = Path(name_or_path)
     if name_or_path.endswith(".py") or len(path.parts) > 1:
-        if not path.is_file():
+        try:
+            found = path.is_file()
+        except OSError:  # a name longer than the file system takes
+            found = False
+        if not found:
             raise ConfigError(
                 f"There is no recipe file {name_or_path}.",
                 "Give a name from `finetune list`, or the path of a .py file.",
@@ -54,7 +58,7 @@ def source_hash(path: Path) -> str:
     """SHA-256 over a recipe's source and, recursively, over each `base("name")` in it; the origin line is left out."""
     digest = hashlib.sha256()
     for part in _sources(path, []):
-        lines = part.read_text("utf-8").splitlines()
+        lines = read_recipe(part).splitlines()
         digest.update("\n".join(line for line in lines if not line.startswith(COPIED_FROM)).strip().encode())
     return digest.hexdigest()
 
@@ -62,29 +66,52 @@ def source_hash(path: Path) -> str:
 def _sources(path: Path, seen: list[Path]) -> list[Path]:
     seen.append(path)
     for node in ast.walk(recipe_tree(path)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "base" and node.args:
-            argument = node.args[0]
-            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                inner = recipe_path(argument.value)
-                if inner not in seen:
-                    _sources(inner, seen)
+        if isinstance(node, ast.Call) and _calls_base(node.func):
+            arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+            name = arguments[0].value if arguments and isinstance(arguments[0], ast.Constant) else None
+            if not isinstance(name, str):
+                raise ConfigError(
+                    f"{path}, line {node.lineno}: base() needs the recipe's name as it stands, in quotes.",
+                    'Write base("bert_cls"): the hash of a recipe covers what it derives from.',
+                )
+            inner = recipe_path(name)
+            if inner.resolve() not in [other.resolve() for other in seen]:
+                _sources(inner, seen)
     return seen
+
+
+def _calls_base(called: ast.expr) -> bool:
+    """`base(...)`, `recipe.base(...)` or `finetune.recipe.base(...)`."""
+    return ast.unparse(called) in ("base", "recipe.base", "finetune.recipe.base")
+
+
+def read_recipe(path: Path) -> str:
+    """The source of a recipe; a byte order mark, as Windows editors write it, is left out.
+
+    Raises:
+        ConfigError: it is no text, or can't be read.
+    """
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}.", "Save it as UTF-8.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}.") from None
 
 
 def recipe_tree(path: Path) -> ast.Module:
     """The parsed source; a ConfigError names the line of a syntax error."""
     try:
-        return ast.parse(path.read_text("utf-8"), filename=str(path))
+        return ast.parse(read_recipe(path), filename=str(path))
     except SyntaxError as error:
-        raise ConfigError(f"{path}, line {error.lineno}: {error.msg}.", (error.text or "").strip()) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}.") from None
+        where = f"{path}, line {error.lineno}" if error.lineno else str(path)
+        raise ConfigError(f"{where}: {error.msg}.", (error.text or "").strip()[:200]) from None
 
 
 def copied_from(path: Path) -> tuple[str, str, bool] | None:
     """(name, version, whether the origin is still the same), from the line that `finetune cp` writes."""
-    first = path.read_text("utf-8").partition("\n")[0]
-    found = re.fullmatch(rf"{COPIED_FROM} (\S+), finetune (\S+), sha256 ([0-9a-f]{{64}})", first)
+    first = read_recipe(path).partition("\n")[0]
+    found = re.fullmatch(rf"{COPIED_FROM} (.+), finetune (\S+), sha256 ([0-9a-f]{{64}})", first)
     if found is None:
         return None
     name, version, sha256 = found.groups()

@@ -83,7 +83,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _copy(arguments: argparse.Namespace) -> int:
     from finetune import __version__
-    from finetune.recipe_files import COPIED_FROM, recipe_path, source_hash
+    from finetune.recipe_files import COPIED_FROM, read_recipe, recipe_path, source_hash
 
     source = recipe_path(arguments.recipe)
     destination = Path(arguments.destination)
@@ -94,9 +94,10 @@ def _copy(arguments: argparse.Namespace) -> int:
     if not destination.parent.is_dir():
         raise ConfigError(f"The folder {destination.parent} does not exist.", f"mkdir -p {destination.parent}")
     origin = f"{COPIED_FROM} {source.stem}, finetune {__version__}, sha256 {source_hash(source)}\n"
+    text = read_recipe(source)
     try:
         with destination.open("x", encoding="utf-8") as file:
-            file.write(origin + source.read_text("utf-8"))
+            file.write(origin + text)
     except FileExistsError:
         raise ConfigError(f"{destination} exists already.", "Name another file; nothing is overwritten.") from None
     except OSError as error:
@@ -108,16 +109,19 @@ def _copy(arguments: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     import difflib
 
-    from finetune.recipe_files import copied_from, recipe_path
+    from finetune.recipe_files import copied_from, read_recipe, recipe_names, recipe_path
 
     path = recipe_path(arguments.recipe)
     origin = copied_from(path)
     if origin is None:
         raise ConfigError(f"{path} does not say where it was copied from.", "`finetune cp` writes that line.")
     name, version, unchanged = origin
+    if name not in recipe_names():
+        raise ConfigError(
+            f"{path} was copied from {name}, which is no packaged recipe.", "Compare the two files with `diff`."
+        )
     if not unchanged:
         print(f"note: {name} itself has changed since it was copied from finetune {version}", file=sys.stderr)
-    lines = [line for line in path.read_text("utf-8").splitlines(True)][1:]
-    base = recipe_path(name)
-    sys.stdout.writelines(difflib.unified_diff(base.read_text("utf-8").splitlines(True), lines, name, str(path), n=2))
+    base, own = (read_recipe(some).splitlines(True) for some in (recipe_path(name), path))
+    sys.stdout.writelines(difflib.unified_diff(base, own[1:], name, str(path), n=2))
     return 0
