@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -20,6 +21,13 @@ def check_output(output: str | None) -> None:
     if output is None:
         return
     path = Path(output)
+    try:
+        path.exists()
+    except OSError as error:
+        raise ConfigError(f"--output {output}: {error.strerror}.", "Name a folder that can be made.") from None
+    parents = [parent for parent in path.parents if parent.exists()]
+    if parents and not parents[0].is_dir():
+        raise ConfigError(f"--output {output} lies below a file, {parents[0]}.", "Name a folder that can be made.")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--output {output} is a file.", "Name a folder that doesn't exist yet.")
     if path.is_dir() and any(path.iterdir()):
@@ -29,23 +37,36 @@ def check_output(output: str | None) -> None:
 
 
 def make_run_folder(recipe_name: str, output: str | None) -> Path:
-    """A new folder for a run; without --output runs/RECIPE-TIME, with a number when two start in one second."""
-    if output is not None:
-        folder = Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
-    else:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+    """A new folder for a run; without --output runs/RECIPE-TIME, with a number when two start in one second.
+
+    Raises:
+        ConfigError: the disk is full or read-only, or a file is in the way.
+    """
+    try:
+        if output is not None:
+            folder = Path(output)
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
         RUNS.mkdir(exist_ok=True)
-        number = 1
-        while True:
-            folder = RUNS / (f"{recipe_name}-{stamp}" + (f"-{number}" if number > 1 else ""))
-            try:
-                folder.mkdir()
-                break
-            except FileExistsError:
-                number += 1
-        _point_latest(folder)
+        folder = _numbered(RUNS / f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    except OSError as error:
+        raise ConfigError(
+            f"The run folder {output or f'below {RUNS}/'} can't be made: {error.strerror} ({error.filename}).",
+            "Name one with --output DIR, on a disk with room that you may write to.",
+        ) from None
+    _point_latest(folder)
     return folder
+
+
+def _numbered(wanted: Path) -> Path:
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("there is always another number")
 
 
 def find_run(resume: str) -> Path:
@@ -55,7 +76,11 @@ def find_run(resume: str) -> Path:
         ConfigError: there is none, or it is no run folder.
     """
     folder = RUNS / LATEST if resume == LATEST else Path(resume)
-    if not (folder / "run.json").is_file():
+    try:
+        found = (folder / "run.json").is_file()
+    except OSError:  # a name longer than the file system takes
+        found = False
+    if not found:
         hint = "runs/latest points at the newest run of this folder." if resume == LATEST else "Name a run folder."
         raise ConfigError(f"--resume {resume}: {folder / 'run.json'} is not there.", hint)
     return folder.resolve() if resume == LATEST else folder
@@ -72,10 +97,18 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} is not there: {folder} is no run folder.", "Name a folder below runs/.") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can't be read: {error}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} can't be read: {error}.", "It is damaged: start a new run.") from None
     if not isinstance(record, dict) or "recipe" not in record:
-        raise ConfigError(f"{path} is not the record of a run.")
+        raise ConfigError(f"{path} is not the record of a run.", "Name a folder below runs/.")
+    # Only what is read from it later; a run folder may have been edited or come from another version.
+    kinds = {"status": str, "task": str, "recipe.name": str, "recipe.origin": str, "config": dict, "data.labels": list}
+    for dotted, kind in kinds.items():
+        value: Any = record
+        for part in dotted.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise ConfigError(f"{path} has no {dotted} as a run writes it.", "It is damaged: start a new run.")
     return record
 
 
