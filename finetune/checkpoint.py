@@ -162,8 +162,10 @@ class Checkpoints:
 
     def updates(self) -> list[int]:
         """Updates that have a checkpoint folder, newest first; whether they are whole is not looked at."""
-        found = [path.name.removeprefix("update_") for path in self.folder.glob("update_*")]
-        return sorted((int(name) for name in found if name.isdigit()), reverse=True)
+        found = {path.name for path in self.folder.glob("update_*")}
+        numbers = (int(name.removeprefix("update_")) for name in found if name.removeprefix("update_").isdecimal())
+        # `update_3` and the like are somebody's copies: neither read nor removed.
+        return sorted((number for number in set(numbers) if self.path(number).name in found), reverse=True)
 
     def newest(self) -> tuple[State, Progress, dict[str, Any]] | None:
         """The newest checkpoint that is whole; damaged ones are named and passed over. None when there is none.
@@ -200,7 +202,7 @@ class Checkpoints:
             odd = sorted(present ^ set(hashes))[0]
             raise CheckpointError(f"{folder / odd} is {'missing' if odd in hashes else 'not in the manifest'}.")
         for name, expected in hashes.items():
-            if sha256_file(folder / name) != expected:
+            if _sha256(folder / name) != expected:
                 raise CheckpointError(f"{folder / name} is damaged: its SHA-256 is not the manifest's.")
         content = _read_json(folder / "state.json")
         tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
@@ -235,13 +237,20 @@ def _without_aliases(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, tor
     return unique, aliases
 
 
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}.") from None
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing.") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        raise CheckpointError(f"{path} is damaged: {error}.") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object.")
     return content
