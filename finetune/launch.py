@@ -21,6 +21,8 @@ TWO_CPU_PROCESSES = (
     "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --num_machines 1 finetune/run.py ..."
 )
 
+_LAUNCH_MODULE = "accelerate.commands."
+
 
 def make_accelerator(precision: str, trackers: list[str]) -> Accelerator:
     """The Accelerator of this process; on the CPU when there is no GPU, whatever the launcher guessed.
@@ -76,7 +78,9 @@ def told_processes() -> int | None:
     with contextlib.suppress(psutil.Error):
         for parent in psutil.Process().parents()[:2]:
             command = parent.cmdline()
-            if any(os.path.basename(part) in ("accelerate", "accelerate-launch") for part in command[:3]):
+            # `python -m accelerate.commands.launch` is what the console script runs.
+            names = [os.path.basename(part) for part in command[:3]]
+            if any(name in ("accelerate", "accelerate-launch") or name.startswith(_LAUNCH_MODULE) for name in names):
                 return _number_after(command, ("--num_processes", "--num-processes"))
     return None
 
