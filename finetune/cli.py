@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,15 @@ Fine-tune pretrained models with results that are proven and runs that are exact
   finetune cp bert_cls my_task.py                    a recipe as a starting template
 """
 
+_REFUSED_BY_THE_SYSTEM = {
+    errno.ENOSPC: "Make room on that disk and run it again.",
+    errno.EDQUOT: "Make room within your quota and run it again.",
+    errno.EROFS: "Name a folder on a disk that can be written.",
+    errno.EACCES: "Name a file or folder that you may use, or change its rights.",
+    errno.EPERM: "Name a file or folder that you may use, or change its rights.",
+    errno.ENAMETOOLONG: "Name a shorter path.",
+}
+
 
 def console() -> None:
     """Entry point of the `finetune` command."""
@@ -34,16 +44,29 @@ def main(argv: Sequence[str], launched: bool = False) -> int:
     parser = launch_parser() if launched else command_parser()
     arguments = parser.parse_args(argv)
     try:
-        return int(arguments.call(arguments))
+        status = int(arguments.call(arguments))
+        sys.stdout.flush()  # here, where a closed pipe is no surprise, and not while Python exits
+        return status
     except FinetuneError as error:
         # Every process meets the same mistake; one of them says so.
         if os.environ.get("RANK", "0") == "0":
             print(f"finetune: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        # While training the loop handles it and the run can be resumed; here nothing was begun that could be lost.
+        print("finetune: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # `finetune list | head` closed the pipe; Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # What the disk or the user's rights refuse is no mistake of the program; any other OSError would be one.
+        if error.errno not in _REFUSED_BY_THE_SYSTEM:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"finetune: {error.strerror}{where}\n  {_REFUSED_BY_THE_SYSTEM[error.errno]}", file=sys.stderr)
+        return FinetuneError.exit_code
 
 
 def command_parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "data",
         help="check data, write a card for it, list the shipped cards",
         description="Look at data before training on it. What `check` finds wrong is what a run would refuse.",
-        epilog="example: finetune data check reviews.csv --set data.label=stars",
+        epilog="Example:\n  finetune data check reviews.csv --set data.label=stars",
         formatter_class=_RAW,
     )
     data.set_defaults(call=lambda args: _usage(data))
@@ -36,7 +36,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
             "Read data as a run would, but count problems instead of stopping at the first.\n"
             "Exit status: 0 when it can be trained on, 1 when there are problems, 2 when it can't be read."
         ),
-        epilog="example: finetune data check reviews.csv --set data.text=review --set data.label=stars --json",
+        epilog="Example:\n  finetune data check reviews.csv --set data.text=review --set data.label=stars --json",
         formatter_class=_RAW,
     )
     _source_arguments(check)
@@ -55,7 +55,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
             "Write a data card: where the files are (with hashes), columns, labels in order, splits and measured\n"
             "numbers. `--data CARD.md` then means exactly this data. Without --out it is printed."
         ),
-        epilog="example: finetune data card reviews.csv --out data_cards/reviews.md --license cc-by-4.0 --language en",
+        epilog="Example:\n  finetune data card reviews.csv --out reviews.md --license cc-by-4.0 --language en",
         formatter_class=_RAW,
     )
     _source_arguments(card)
@@ -67,7 +67,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "list",
         help="the shipped data cards",
         description="The data sets that come with a card: fetched at first use, then kept in the cache.",
-        epilog="example: finetune data list",
+        epilog="Example:\n  finetune data list",
         formatter_class=_RAW,
     )
     listed.set_defaults(call=_list)
