@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from finetune.data.columns import Texts, find_columns
 from finetune.data.file_kinds import Format
 from finetune.data.problems import Problems
 from finetune.data.readers import MISSING, open_table
 from finetune.errors import ConfigError, DataError
+from finetune.files import whole_file
 
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -23,7 +25,11 @@ def check_out(out: Path) -> None:
     Raises:
         ConfigError: it exists, its folder doesn't, or its ending says no kind of file.
     """
-    if out.exists():
+    try:
+        exists = out.exists()
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}.", "Name another file.") from None
+    if exists:
         raise ConfigError(f"--out {out} exists already.", "Name another file; nothing is overwritten.")
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.parent} does not exist.", f"mkdir -p {out.parent}")
@@ -61,34 +67,63 @@ def read_rows(path: Path, column: str | None, trained_on: str | None) -> tuple[d
 
 
 def write_rows(columns: Mapping[str, Sequence[Any]], out: Path) -> None:
-    """Write columns as the file's ending says; the file appears whole or not at all."""
-    temporary = out.with_name(f".{out.name}")
-    try:
-        if out.suffix == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
+    """Write columns as the file's ending says; the file appears whole or not at all.
 
-            pyarrow.parquet.write_table(pyarrow.table(dict(columns)), temporary)
-        else:
-            with temporary.open("x", encoding="utf-8", newline="") as file:
-                rows = zip(*columns.values(), strict=True)
-                if out.suffix == ".jsonl":
-                    for row in rows:
-                        file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
-                elif out.suffix == ".tsv":
-                    _write_tsv(file, columns, rows)
-                else:
-                    writer = csv.writer(file, lineterminator="\n")
-                    writer.writerow(columns)
-                    writer.writerows(rows)
-        temporary.replace(out)
+    Raises:
+        ConfigError: the disk is full or read-only.
+        DataError: a value that this kind of file can't hold; names what can.
+    """
+    try:
+        with whole_file(out) as file:
+            if out.suffix == ".parquet":
+                _write_parquet(file, columns)
+            else:
+                text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+                _write_text(text, out.suffix, columns)
+                text.flush()
+                text.detach()
     except OSError as error:
         raise ConfigError(f"--out {out} can't be written: {error.strerror or error}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"A value holds {error.object[error.start : error.end]!r}, half a character, which no file of text can.",
+            "Mend it in the file that was read: JSON's \\ud83d and the like come in pairs.",
+        ) from None
 
 
-def _write_tsv(file: Any, columns: Mapping[str, Sequence[Any]], rows: Any) -> None:
+def _write_text(file: TextIO, suffix: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    rows = zip(*columns.values(), strict=True)
+    if suffix == ".jsonl":
+        for row in rows:
+            # Dates and decimals of a Parquet file have no form of their own in JSON, and NaN is none of its numbers.
+            values = {name: None if value != value else value for name, value in zip(columns, row, strict=True)}
+            file.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
+    elif suffix == ".tsv":
+        _write_tsv(file, columns, rows)
+    else:
+        # A bare carriage return would end the row for other readers, so it is quoted like any line break.
+        writer = csv.writer(file, lineterminator="\r\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def _write_parquet(file: BinaryIO, columns: Mapping[str, Sequence[Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = pyarrow.array(values)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
+            raise DataError(
+                f"The column {name!r} mixes kinds of values, which Parquet can't: {str(error).splitlines()[0]}",
+                "Write --out as .jsonl.",
+            ) from None
+    pyarrow.parquet.write_table(pyarrow.table(arrays), file)
+
+
+def _write_tsv(file: TextIO, columns: Mapping[str, Sequence[Any]], rows: Iterable[Sequence[Any]]) -> None:
     """Tab-separated without quoting, as this toolkit reads it; so a tab or line break inside a value is refused."""
     for row in [tuple(columns), *rows]:
         fields = ["" if value is None else str(value) for value in row]
