@@ -1,0 +1,78 @@
+"""Precision and threads: what `auto` means on each kind of machine, and what is refused."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+import pytest
+import torch
+
+from finetune.errors import ConfigError
+from finetune.hardware import choose_precision, describe, peak_rss_mb, use_threads
+
+pytestmark = pytest.mark.unit
+
+
+def machine(
+    monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, bf16: bool = False, other: bool = False, amx: bool = False
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: cuda or other)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "other", "amx", "chosen"),
+    [
+        (True, True, False, False, "bf16"),
+        (True, False, False, True, "fp32"),
+        (False, False, False, True, "bf16"),
+        (False, False, False, False, "fp32"),
+        (False, False, True, True, "fp32"),  # an Apple GPU computes; what the CPU could do does not matter
+    ],
+)
+def test_auto_takes_bf16_only_where_what_computes_has_it(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, bf16: bool, other: bool, amx: bool, chosen: str
+) -> None:
+    machine(monkeypatch, cuda=cuda, bf16=bf16, other=other, amx=amx)
+    assert choose_precision("auto") == chosen
+
+
+def test_what_was_asked_for_is_taken_or_refused_never_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch)
+    assert choose_precision("fp32") == "fp32"
+    assert choose_precision("bf16") == "bf16"
+    with pytest.raises(ConfigError, match="fp16 needs a CUDA GPU"):
+        choose_precision("fp16")
+    machine(monkeypatch, cuda=True)
+    assert choose_precision("fp16") == "fp16"
+    with pytest.raises(ConfigError, match="bf16 is not supported"):
+        choose_precision("bf16")
+
+
+@pytest.mark.parametrize(
+    ("physical", "allowed", "local", "threads"), [(8, 16, 1, 8), (8, 2, 1, 2), (8, 16, 3, 2), (2, 2, 4, 1)]
+)
+def test_auto_threads_are_the_physical_cores_shared_among_local_processes(
+    monkeypatch: pytest.MonkeyPatch, physical: int, allowed: int, local: int, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    try:
+        assert use_threads("auto") == torch.get_num_threads() == threads
+        assert use_threads(3) == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_description_is_of_this_machine() -> None:
+    told = describe(2, 3)
+    assert told["cpu"]
+    assert told["cores"] == psutil.cpu_count(logical=False)
+    assert (told["processes"], told["threads"]) == (2, 3)
+    assert 10 < peak_rss_mb() < 100_000
