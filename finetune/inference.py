@@ -17,6 +17,8 @@ from finetune.hardware import use_threads
 from finetune.prediction_files import check_out, read_rows, write_rows
 from finetune.run_folder import read_record
 
+_DAMAGED = "The folder is not whole; copy it again from where the run was made."
+
 
 def predict(run: str, texts: list[str] | None, file: str | None, out: str | None, column: str | None) -> int:
     """Print predictions for texts, or write a file's rows with `prediction` and `probability` added.
@@ -29,6 +31,8 @@ def predict(run: str, texts: list[str] | None, file: str | None, out: str | None
         raise ConfigError("--out and --column go with --file.", "Leave them out with --text.")
     if file is not None and out is None:
         raise ConfigError("--file needs --out.", "Name where to write, for example --out labelled.csv")
+    if any(not text.strip() for text in texts or []):
+        raise ConfigError("--text is empty.", "There is nothing to predict; leave it out.")
     if out is not None:
         check_out(Path(out))
     classifier = TextClassifier(Path(run))
@@ -57,6 +61,7 @@ class TextClassifier:
 
     def __init__(self, run: Path) -> None:
         from accelerate import Accelerator
+        from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
         from transformers.utils import logging
 
@@ -69,18 +74,28 @@ class TextClassifier:
             raise ConfigError(f"{run} is {record['status']}, not completed.", f"Finish it: finetune run --resume {run}")
         if record["task"] != "text-classification":
             raise ConfigError(f"{run} is a {record['task']} run; predict knows text-classification.")
-        self.text_column = record["config"]["data"].get("text")
+        folder = run / "model"
+        # A folder that isn't there would be taken for the name of a model on the hub.
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"{folder / 'config.json'} is not there.", _DAMAGED)
+        self.text_column = record["config"].get("data", {}).get("text")
         use_threads("auto")
         self._accelerator = Accelerator(cpu=not has_accelerator())
-        folder = run / "model"
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            ).to(self._accelerator.device)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{folder} can't be loaded: {str(error).splitlines()[0]}") from None
-        self.labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+            self.model, info = AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+            # Many kinds, because each file of a model folder is read by another library.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"{folder} can't be loaded: {reason}", _DAMAGED) from None
+        if info["missing_keys"]:
+            # transformers would predict with random numbers in their place.
+            raise ConfigError(f"{folder} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}.", _DAMAGED)
+        self.model.to(self._accelerator.device)
+        names = self.model.config.id2label
+        self.labels = [names.get(index, "?") for index in range(self.model.config.num_labels)]
         if self.labels != record["data"]["labels"]:
             raise ConfigError(
                 f"{folder / 'config.json'} has the labels {self.labels}, but run.json {record['data']['labels']}.",

@@ -1,0 +1,69 @@
+"""`finetune predict`: flags and run folders that can't be used are refused before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.errors import ConfigError
+from finetune.inference import predict
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.csv").write_text("text\ngood\n")
+    return write_record("completed", "text-classification")
+
+
+def write_record(status: str, task: str) -> Path:
+    record = {
+        "status": status, "task": task, "recipe": {"name": "bert_cls", "origin": "packaged"},
+        "config": {"data": {"text": None}}, "data": {"labels": ["no", "yes"]},
+    }  # fmt: skip
+    Path("run").mkdir(exist_ok=True)
+    Path("run/run.json").write_text(json.dumps(record))
+    return Path("run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"texts": ["a"], "out": "o.csv"}, "--out and --column go with --file"),
+        ({"texts": ["a"], "column": "c"}, "--out and --column go with --file"),
+        ({"texts": ["a", " "]}, "--text is empty"),
+        ({"texts": [""]}, "--text is empty"),
+        ({"file": "in.csv"}, "--file needs --out"),
+        ({"file": "in.csv", "out": "in.csv"}, "exists already"),
+        ({"file": "in.csv", "out": "o.xlsx"}, "ends in none of"),
+        ({"file": "in.csv", "out": "gone/o.csv"}, "does not exist"),
+        ({"texts": ["a"]}, "run/model/config.json is not there"),
+    ],
+)
+def test_what_does_not_go_together(arguments: dict[str, Any], word: str) -> None:
+    values = {"texts": None, "file": None, "out": None, "column": None, **arguments}
+    with pytest.raises(ConfigError) as caught:
+        predict("run", **values)
+    assert word in caught.value.problem
+    assert caught.value.fix
+    assert sorted(path.name for path in Path().iterdir()) == ["in.csv", "run"]
+
+
+def test_a_run_that_is_not_finished_says_how_to_finish_it() -> None:
+    write_record("interrupted", "text-classification")
+    with pytest.raises(ConfigError, match="run is interrupted, not completed") as caught:
+        predict("run", ["a"], None, None, None)
+    assert "--resume run" in caught.value.fix
+
+
+def test_a_run_of_another_kind_and_no_run_at_all() -> None:
+    write_record("completed", "translation")
+    with pytest.raises(ConfigError, match="translation run"):
+        predict("run", ["a"], None, None, None)
+    with pytest.raises(ConfigError, match=r"gone/run.json is not there"):
+        predict("gone", ["a"], None, None, None)
