@@ -135,11 +135,15 @@ def open_run(options: RunOptions) -> tuple[LoadedRecipe, Accelerator, str, int]:
 def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) -> Trainer:
     """Plan, adapter and trainer of a task; nothing is written, and what can't be is refused."""
     from finetune.data.batching import BatchPlan
+    from finetune.models import check_positions
     from finetune.trainer import Trainer
 
     settings, adapter, rows = loaded.recipe.train, loaded.recipe.adapter, task.rows["train"]
     lengths = rows.lengths if settings.length_buckets else None
     plan = BatchPlan(len(rows), lengths, settings.batch_size, settings.epochs, settings.seed, settings.max_updates)
+    check_positions(
+        task.model, max((int(some.lengths.max()) for some in task.rows.values() if some.lengths is not None), default=0)
+    )
     adapter.check(task, plan.total_updates)
     model = adapter.wrap(task.model, task, plan.total_updates)
     if settings.activation_checkpointing:
@@ -264,9 +268,11 @@ def command_line(options: RunOptions) -> str:
     """The line that runs the same again: from the options, so that nothing else of the command line is written down."""
     flags = {"--data": options.data, "--adapter": options.adapter, "--seed": options.seed, "--resume": options.resume}
     line = ["accelerate", "launch", "finetune/run.py"]
-    line += ["--recipe", options.recipe] if options.recipe else []
-    line += [part for override in options.overrides for part in ("--set", override)]
-    line += [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    pairs = [("--recipe", options.recipe), *(("--set", override) for override in options.overrides), *flags.items()]
+    for flag, value in pairs:
+        if value is not None:
+            # Joined by "=", a value that begins with a dash isn't taken for a flag.
+            line += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
     return shlex.join(line)
 
 
