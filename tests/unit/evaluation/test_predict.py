@@ -1,0 +1,65 @@
+"""Every row is predicted once, in its own place, whatever the batches and the processes are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.data.tokens import TokenRows, pad_tokens
+from finetune.evaluation import predict
+from finetune.evaluation.predict import mean_pooled, predict_rows
+
+pytestmark = pytest.mark.unit
+
+
+class Rank:
+    """One process of several, run one after the other: what it would send is kept, what others sent is added."""
+
+    is_main_process, device = False, torch.device("cpu")
+
+    def __init__(self, process_index: int, num_processes: int, sent: list[list[torch.Tensor]]) -> None:
+        self.process_index, self.num_processes, self.sent = process_index, num_processes, sent
+        self.sent.append([])
+
+    def pad_across_processes(self, tensor: torch.Tensor, pad_index: int = 0) -> torch.Tensor:
+        # As many rows as any process can have here; accelerate pads to the longest of all.
+        return torch.cat([tensor, torch.full((99 - len(tensor), *tensor.shape[1:]), pad_index, dtype=tensor.dtype)])
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.sent[-1].append(tensor)
+        number = len(self.sent[-1]) - 1
+        return torch.cat([other[number] for other in self.sent])
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 40))
+def test_rows_come_back_in_order_from_any_number_of_processes(lengths: list[int], world: int, tokens: int) -> None:
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    rows = TokenRows(
+        {"input_ids": np.repeat(np.arange(1, len(lengths) + 1), lengths)}, offsets, np.zeros(len(lengths), bool)
+    )
+    model = torch.nn.Linear(1, 1).train()
+
+    def outputs(_: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        return torch.stack([batch["input_ids"].amax(1), batch["attention_mask"].sum(1)], dim=1)
+
+    sent: list[list[torch.Tensor]] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(predict, "MAX_TOKENS", tokens)
+        for rank in range(world):
+            accelerator: Any = Rank(rank, world, sent)
+            found = predict_rows(model, rows, lambda some: pad_tokens(some, 0), outputs, accelerator, "x")
+    assert found.dtype == np.float32
+    assert found.tolist() == [[index + 1, length] for index, length in enumerate(lengths)]
+    assert not model.training
+
+
+def test_the_mean_is_over_real_tokens_only() -> None:
+    hidden = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [99.0, 99.0]]], dtype=torch.bfloat16)
+    pooled = mean_pooled(hidden, torch.tensor([[1, 1, 0]]))
+    assert pooled.tolist() == [[2.0, 3.0]]
+    assert pooled.dtype == torch.float32
