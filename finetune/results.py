@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
 
+from finetune.errors import CheckpointError
 from finetune.evaluation.predict import predict_rows
 from finetune.hardware import peak_rss_mb
 
@@ -25,10 +27,19 @@ def export_and_judge(task: Task, trainer: Trainer, folder: Path, baselines: list
 
     Returns:
         metrics, per_class, confusion, baselines, gains and peak_rss_mb as run.json holds them.
+
+    Raises:
+        CheckpointError: the disk is full or read-only.
     """
     accelerator, judge = trainer.accelerator, task.judge
     if accelerator.is_main_process:
-        task.save(trainer.adapter.plain(trainer.model), folder / "model")
+        try:
+            task.save(trainer.adapter.plain(trainer.model), folder / "model")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"The model can't be written to {folder / 'model'}: {error}",
+                f"Make room, then: --resume {folder}. Nothing is trained twice.",
+            ) from None
     accelerator.wait_for_everyone()
     model = task.load(folder / "model").to(accelerator.device)
     tables: dict[str, dict[str, Any]] = {}
