@@ -31,6 +31,7 @@ def make_accelerator(precision: str, trackers: list[str]) -> Accelerator:
         LaunchError: the launcher was told more processes than it started.
     """
     from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
     from transformers.utils import logging as transformers_logging
 
     _check_trackers(trackers)
@@ -52,6 +53,8 @@ def make_accelerator(precision: str, trackers: list[str]) -> Accelerator:
         cpu=not has_accelerator(),
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=trackers or None,
+        # Asked for here already; the run's own folder, known later, takes its place before a tracker starts.
+        project_config=ProjectConfiguration(logging_dir="."),
     )
     if accelerator.num_processes != started:
         raise LaunchError(

@@ -130,7 +130,7 @@ assert not any(name.split(".")[0] == "finetune" for name in sys.modules)
 classify = transformers.pipeline("text-classification", model=model, top_k=None)
 tokens = classify.tokenizer([text], return_tensors="pt")
 logits = classify.model(**tokens).logits
-print(json.dumps({"scores": classify(text), "logits": logits.tolist()}))
+print(json.dumps({"scores": classify([text]), "logits": logits.tolist()}))
 """
 
 
@@ -152,7 +152,8 @@ def test_a_stranger_loads_the_model_and_gets_the_same_logits_to_the_bit(finished
     with torch.inference_mode():
         ours = classifier.model(**batch).logits
     assert ours.tolist() == stranger["logits"]
-    assert {score["label"] for score in stranger["scores"]} == {"negative", "positive"}
+    (scores,) = stranger["scores"]
+    assert {score["label"] for score in scores} == {"negative", "positive"}
 
 
 def test_predict_text_and_file(finished: Path, reviews: Path, tmp_path: Path) -> None:
