@@ -117,6 +117,10 @@ class AdaLoRA(PeftAdapter):
 
     def after_step(self, model: Any, update: int) -> None:
         # Between the optimizer's step and the clearing of gradients: importance is weight times gradient.
+        for name, factor in model.named_parameters():
+            if ".lora_" in name and factor.grad is not None:
+                # An fp16 overflow, which the scaler skips, would stay in the smoothed scores for good.
+                factor.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         model.base_model.update_and_allocate(update)
 
     def may_be_best(self, model: Any, update: int) -> bool:

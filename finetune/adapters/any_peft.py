@@ -9,7 +9,7 @@ import typing
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from finetune.adapters.peft_adapter import PeftAdapter
@@ -60,7 +60,10 @@ class AnyPeft(PeftAdapter):
         try:
             return kind(**self._checked(kind, known), target_modules=self.found_targets(model, task))
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"adapter.settings is refused by {kind.__name__}: {error}") from None
+            raise ConfigError(
+                f"adapter.settings is refused by {kind.__name__}: {error}",
+                f"See PEFT's documentation of {kind.__name__}.",
+            ) from None
 
     def _class(self) -> type[Any]:
         import peft
@@ -93,17 +96,12 @@ class AnyPeft(PeftAdapter):
                 )
             try:
                 # From JSON, so that a list may become a set; strict, so that "4" is no number.
-                values[name] = TypeAdapter(hints[name], config=_arbitrary(hints[name])).validate_json(
-                    json.dumps(value), strict=True
-                )
+                values[name] = TypeAdapter(hints[name]).validate_json(json.dumps(value), strict=True)
             except ValidationError as error:
                 raise ConfigError(
-                    f"adapter.settings: {name}={json.dumps(value)} is refused: {error.errors()[0]['msg'].lower()}."
+                    f"adapter.settings: {name}={json.dumps(value)} is refused: {error.errors()[0]['msg'].lower()}.",
+                    f"PEFT declares it as {getattr(hints[name], '__name__', None) or hints[name]}.",
                 ) from None
             except PydanticSchemaGenerationError:
                 raise ConfigError(f"adapter.settings: {name} can't be given as JSON.", "Leave it out.") from None
         return values
-
-
-def _arbitrary(hint: Any) -> ConfigDict | None:
-    return None if dataclasses.is_dataclass(hint) else ConfigDict(arbitrary_types_allowed=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +66,11 @@ class PeftAdapter(Adapter):
         for wanted in self.train_modules:
             matched = [name for name in names if f".{name}".endswith(f".{wanted}")]
             if not matched:
-                raise ConfigError(f"adapter.train_modules has {wanted!r}, which is no module of this model.", "")
+                near = difflib.get_close_matches(wanted, [*names, *(name.rpartition(".")[2] for name in names)], n=1)
+                raise ConfigError(
+                    f"adapter.train_modules has {wanted!r}, which is no module of this model.",
+                    f"Did you mean {near[0]}?" if near else "Write a module's name or the end of it.",
+                )
             found += matched
         return list(dict.fromkeys(found))
 
@@ -84,7 +89,10 @@ class PeftAdapter(Adapter):
             with quiet():
                 wrapped = get_peft_model(model, config)
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-            raise ConfigError(f"adapter={self.name} doesn't fit this model: {' '.join(str(error).split())}") from None
+            raise ConfigError(
+                f"adapter={self.name} doesn't fit this model: {' '.join(str(error).split())}",
+                "Choose other adapter.targets, or another adapter.",
+            ) from None
         if not hasattr(wrapped.base_model, "merge_and_unload"):
             raise ConfigError(f"adapter={self.name} can't be merged into a plain model.", "Use another adapter.")
         return wrapped

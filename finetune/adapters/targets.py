@@ -85,9 +85,15 @@ def check_patterns(patterns: Iterable[str], targets: Sequence[str], setting: str
     for pattern in patterns:
         try:
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in targets):
-                raise ConfigError(f"{setting} has {pattern!r}, which matches none of the {len(targets)} targets.", "")
+                raise ConfigError(
+                    f"{setting} has {pattern!r}, which matches none of the {len(targets)} targets.",
+                    f"A key matches the end of a target's name; the first target is {targets[0]}.",
+                )
         except re.error as error:
-            raise ConfigError(f"{setting} has {pattern!r}, which is no regular expression: {error}.") from None
+            raise ConfigError(
+                f"{setting} has {pattern!r}, which is no regular expression: {error}.",
+                "Write the end of a module's name, for example query.",
+            ) from None
 
 
 def pattern_value(patterns: Mapping[str, int], name: str, default: int) -> int:
@@ -118,7 +124,8 @@ def _matches(
         return [name for name in names if re.fullmatch(pattern, name)]
     except re.error as error:
         raise ConfigError(
-            f"{setting}: {pattern!r} is neither a module of this model nor a regular expression ({error})."
+            f"{setting}: {pattern!r} is neither a module of this model nor a regular expression ({error}).",
+            "Write the end of a module's name, for example query.",
         ) from None
 
 

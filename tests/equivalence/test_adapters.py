@@ -132,6 +132,19 @@ def test_weights_before_the_budget_is_reached_are_never_the_best(tmp_path: Path)
     assert trainer.adapter.summary(trainer.model)["budget"] == trainer.model.base_model.rankallocator.target_bgt
 
 
+def test_an_overflow_does_not_stay_in_adaloras_scores(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, *ADALORA, "train.max_updates=8")
+    model: Any = trainer.model
+    for value in model.parameters():
+        if value.requires_grad:
+            value.grad = torch.ones_like(value)
+            value.grad.view(-1)[:2] = torch.tensor([torch.inf, torch.nan])
+    trainer.adapter.after_step(model, 1)
+    scores = trainer.adapter.state(model)[0]
+    assert len(scores) > 100
+    assert all(torch.isfinite(score).all() for score in scores.values())
+
+
 @pytest.mark.parametrize(
     ("adapter", "stops"),
     [
