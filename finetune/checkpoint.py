@@ -65,9 +65,18 @@ class State:
     tensors: dict[str, dict[str, torch.Tensor]]
     numbers: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def adapter(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What the adapter keeps besides weights: tensors, and JSON-able values."""
+        return self.tensors.get("adapter", {}), self.numbers.get("adapter", {})
 
-def capture(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> State:
-    """The trainable weights, all buffers and the optimizer's state, keyed by parameter name.
+
+def capture(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    adapter: tuple[dict[str, torch.Tensor], dict[str, Any]] = ({}, {}),
+) -> State:
+    """The trainable weights, all buffers, the optimizer's state keyed by parameter name, and what the adapter keeps.
 
     Collective: every process calls it; only the first gets the tensors when the model is sharded.
     """
@@ -85,6 +94,11 @@ def capture(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = No
             if value is not None
         }
         numbers["param_groups"] = state.get("param_groups", [])
+    kept, values = adapter
+    if kept:
+        tensors["adapter"] = kept
+    if values:
+        numbers["adapter"] = values
     return State(tensors, numbers)
 
 

@@ -107,9 +107,13 @@ def run(options: RunOptions) -> int:
                 say(accelerator, f"Interrupted after update {progress.update}. Go on with: --resume {folder}")
                 return 128 + trainer.stopped_by
 
-            from finetune.results import export_and_judge, write_report
+            from finetune.export import export, refuse_unequal
+            from finetune.results import judge_export, write_report
 
-            results = export_and_judge(task, trainer, folder, baselines)
+            exported = export(task, trainer, folder)
+            record.update(**exported)
+            refuse_unequal(exported["export_check"])
+            results = judge_export(task, accelerator, folder, baselines)
             seconds.stop("eval_s")
             record.update(status="completed", **counts, **results, timing={**seconds.values, **speed})
             if accelerator.is_main_process:
@@ -136,6 +140,7 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
     """Plan, adapter and trainer of a task; nothing is written, and what can't be is refused."""
     from finetune.data.batching import BatchPlan
     from finetune.models import check_positions
+    from finetune.randomness import seed_torch
     from finetune.trainer import Trainer
 
     settings, adapter, rows = loaded.recipe.train, loaded.recipe.adapter, task.rows["train"]
@@ -145,6 +150,7 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
         task.model, max((int(some.lengths.max()) for some in task.rows.values() if some.lengths is not None), default=0)
     )
     adapter.check(task, plan.total_updates)
+    seed_torch(settings.seed, "adapter")
     model = adapter.wrap(task.model, task, plan.total_updates)
     if settings.activation_checkpointing:
         cast(Any, model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 
 import torch
 
 from finetune.config import TrainSettings
 
 
-def build_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW or SGD over the trainable parameters; biases and normalisation weights are not decayed."""
-    decayed: list[torch.nn.Parameter] = []
-    plain: list[torch.nn.Parameter] = []
-    for parameter in model.parameters():
+def build_optimizer(
+    model: torch.nn.Module,
+    settings: TrainSettings,
+    lr_scales: Mapping[str, float] | None = None,
+    undecayed: Collection[str] = (),
+) -> torch.optim.Optimizer:
+    """AdamW or SGD over the trainable parameters; biases and normalisation weights are not decayed.
+
+    Args:
+        lr_scales: learning rates as multiples of train.lr, by parameter name; those left out have 1.
+        undecayed: names of further parameters that are not decayed.
+    """
+    scales = lr_scales or {}
+    # The two groups at train.lr come first: the learning rate of the first group is the one that is logged.
+    found: dict[tuple[float, bool], list[torch.nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # Biases and the weights of LayerNorm, RMSNorm and BatchNorm are what has one dimension.
-            (decayed if parameter.ndim > 1 else plain).append(parameter)
+            decayed = parameter.ndim > 1 and name not in undecayed
+            found.setdefault((scales.get(name, 1.0), decayed), []).append(parameter)
     groups = [
-        {"params": parameters, "weight_decay": decay, "peak_lr": settings.lr}
-        for parameters, decay in ((decayed, settings.weight_decay), (plain, 0.0))
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay if decayed else 0.0,
+            "peak_lr": settings.lr * scale,
+        }
+        for (scale, decayed), parameters in found.items()
         if parameters
     ]
     if settings.optimizer == "sgd":

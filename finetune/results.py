@@ -7,40 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
 
-from finetune.errors import CheckpointError
 from finetune.evaluation.predict import predict_rows
+from finetune.export import export_lines
 from finetune.hardware import peak_rss_mb
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from finetune.data.loader import LoadedData
     from finetune.evaluation.baselines import Baseline
     from finetune.task import Task
-    from finetune.trainer import Trainer
 
 
-def export_and_judge(task: Task, trainer: Trainer, folder: Path, baselines: list[Baseline]) -> dict[str, Any]:
-    """Save the plain model, load it back from disk, and measure that one, in fp32: the numbers are the export's.
+def judge_export(task: Task, accelerator: Accelerator, folder: Path, baselines: list[Baseline]) -> dict[str, Any]:
+    """Load the exported model from disk and measure that one, in fp32: the numbers are the export's.
 
     Every process calls it; only the main one writes.
 
     Returns:
         metrics, per_class, confusion, baselines, gains and peak_rss_mb as run.json holds them.
-
-    Raises:
-        CheckpointError: the disk is full or read-only.
     """
-    accelerator, judge = trainer.accelerator, task.judge
-    if accelerator.is_main_process:
-        try:
-            task.save(trainer.adapter.plain(trainer.model), folder / "model")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"The model can't be written to {folder / 'model'}: {error}",
-                f"Make room, then: --resume {folder}. Nothing is trained twice.",
-            ) from None
-    accelerator.wait_for_everyone()
+    judge = task.judge
     model = task.load(folder / "model").to(accelerator.device)
     tables: dict[str, dict[str, Any]] = {}
     outputs: dict[str, np.ndarray] = {}
@@ -63,6 +51,7 @@ def write_report(record: dict[str, Any], data: LoadedData, folder: Path) -> None
     """The model card, its picture, and the table that the run prints at its end."""
     from finetune.report.model_card import write_model_card
     from finetune.report.picture import result_picture
+    from finetune.report.ranks import rank_table
     from finetune.report.summary import summary_table
 
     if data.card is not None:
@@ -70,7 +59,12 @@ def write_report(record: dict[str, Any], data: LoadedData, folder: Path) -> None
     result_picture(record, folder / "result.png")
     write_model_card(folder, record)
     print(summary_table(record))
-    print(f"\n{folder}/  model/ (plain transformers), README.md (model card), run.json, predictions.parquet")
+    if ranks := record.get("adapter_summary", {}).get("ranks"):
+        print(f"\nranks that AdaLoRA left\n{rank_table(ranks)}")
+    for line in export_lines(record["export_check"]):
+        print(line)
+    adapter = "adapter/ (plain peft), " if (folder / "adapter").is_dir() else ""
+    print(f"\n{folder}/  model/ (plain transformers), {adapter}README.md (model card), run.json, predictions.parquet")
 
 
 def _write_predictions(task: Task, outputs: np.ndarray, path: Path) -> None:

@@ -62,11 +62,13 @@ class Task:
         loss_sum: (model, batch) to the sum of the loss over the batch's targets, a scalar.
         count: batch to what that sum is divided by, a scalar; sums over micro-batches and processes.
         outputs: (model, batch) to what is kept of each row, [rows, K]: probabilities for a classifier.
+        logits: (model, batch) to what the model computes of each row, [rows, ...]; exported models are compared by it.
         judge: turns outputs into metrics, gains and prediction columns.
         save: (plain model, folder) writes everything that plain `transformers` needs.
         load: folder to model in fp32, the way somebody without this toolkit loads it.
         baselines: what needs no fine-tuning, on the test rows; every process calls it, the main one gets them.
         head_modules: names of modules that are new, and trained by every adapter.
+        target_modules: what adapters go into unless adapter.targets says otherwise, as it would say it.
         notes: facts to say aloud: rows truncated, head initialised.
     """
 
@@ -79,9 +81,11 @@ class Task:
     loss_sum: Callable[[torch.nn.Module, Batch], torch.Tensor]
     count: Callable[[Batch], torch.Tensor]
     outputs: Callable[[torch.nn.Module, Batch], torch.Tensor]
+    logits: Callable[[torch.nn.Module, Batch], torch.Tensor]
     judge: Judge
     save: Callable[[torch.nn.Module, Path], None]
     load: Callable[[Path], torch.nn.Module]
     baselines: Callable[[Accelerator], list[Baseline]] | None = None
     head_modules: Sequence[str] = ()
+    target_modules: Sequence[str] = ("all-linear",)
     notes: Sequence[str] = field(default_factory=list)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune.checkpoint import Checkpoints, Progress, capture, restore
+from finetune.checkpoint import Checkpoints, Progress, State, capture, restore
 from finetune.data.batching import BatchPlan
 from finetune.data.updates import Update, load_updates
 from finetune.errors import TrainingError
@@ -68,10 +68,10 @@ class Trainer:
         accelerator, settings, total, progress = self.accelerator, self.settings, self.plan.total_updates, Progress()
         warmup = warmup_updates(settings, total)
         model = accelerator.prepare_model(self.model)
-        optimizer = accelerator.prepare_optimizer(build_optimizer(self.model, settings))
+        optimizer = accelerator.prepare_optimizer(self._optimizer())
         if resume and (found := self.checkpoints.newest()) is not None:
             state, progress, _ = found
-            restore(state, model, optimizer.optimizer)
+            self._restore(state, model, optimizer.optimizer)
         before = replace(progress)
         self.history.cut_after(progress.update)
         updates = load_updates(
@@ -105,7 +105,7 @@ class Trainer:
                 if self.stopped_by or progress.stopped_early:
                     break
         if not self.stopped_by and progress.best_update != progress.update:
-            restore(self.checkpoints.read(progress.best_update)[0], model)
+            self._restore(self.checkpoints.read(progress.best_update)[0], model)
         self.model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         accelerator.free_memory()
         return before, progress
@@ -153,11 +153,13 @@ class Trainer:
         values = judge.quick("valid", outputs)
         self.history.add({"update": progress.update, "valid": values})
         self.accelerator.log({f"valid/{name}": value for name, value in values.items()}, step=progress.update)
-        if progress.best_value is None or values[judge.best_metric] > progress.best_value:
-            progress.best_value, progress.best_update = values[judge.best_metric], progress.update
-            progress.evals_without_gain = 0
-        else:
-            progress.evals_without_gain += 1
+        # AdaLoRA's weights before its budget is reached are no candidates, however good, and no reason to stop.
+        if self.adapter.may_be_best(self.model, progress.update):
+            if progress.best_value is None or values[judge.best_metric] > progress.best_value:
+                progress.best_value, progress.best_update = values[judge.best_metric], progress.update
+                progress.evals_without_gain = 0
+            else:
+                progress.evals_without_gain += 1
         progress.stopped_early = progress.evals_without_gain == self.settings.early_stop_evals
         if self.accelerator.is_main_process:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -168,10 +170,18 @@ class Trainer:
         return update % every == 0 or update == self.plan.total_updates
 
     def _save(self, model: torch.nn.Module, optimizer: Any, progress: Progress) -> None:
-        state = capture(model, optimizer.optimizer)
+        state = capture(model, optimizer.optimizer, self.adapter.state(self.model))
         if self.accelerator.is_main_process:
             self.checkpoints.save(state, progress, self.identity)
         self.accelerator.wait_for_everyone()  # nobody goes on before the checkpoint is durable
+
+    def _restore(self, state: State, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        restore(state, model, optimizer)
+        self.adapter.load_state(self.model, *state.adapter)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        scales, undecayed = self.adapter.lr_scales(self.model, self.task), self.adapter.undecayed(self.model)
+        return build_optimizer(self.model, self.settings, scales, undecayed)
 
     def _tensor(self, values: list[float]) -> torch.Tensor:
         wide = torch.float32 if self.accelerator.device.type == "mps" else torch.float64

@@ -77,6 +77,7 @@ def build(recipe: Recipe) -> Task:
         loss_sum=loss_sum,
         count=lambda batch: target_count(batch["labels"], weights_C),
         outputs=lambda model, batch: logits_BC(model, batch).float().softmax(-1),
+        logits=logits_BC,
         judge=ClassificationJudge(
             {name: tokens.labels for name, tokens in rows.items()}, data.labels, recipe.train.seed
         ),

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+
+from finetune.adapters.adalora import AdaLoRA
 from finetune.adapters.adapter import Adapter
+from finetune.adapters.any_peft import AnyPeft
 from finetune.adapters.full import Frozen, Full
+from finetune.adapters.ia3 import IA3
+from finetune.adapters.layers import BitFit, Layers
+from finetune.adapters.lora import LoRA
 from finetune.errors import ConfigError
 
-ADAPTERS: tuple[type[Adapter], ...] = (Full, Frozen)
+ADAPTERS: tuple[type[Adapter], ...] = (Full, Frozen, Layers, BitFit, LoRA, AdaLoRA, IA3, AnyPeft)
 
 
 def adapter_named(name: str) -> Adapter:
@@ -17,8 +24,21 @@ def adapter_named(name: str) -> Adapter:
     """
     kinds = {kind.model_fields["name"].default: kind for kind in ADAPTERS}
     if name not in kinds:
-        raise ConfigError(f"{name} is not an adapter.", f"There are: {', '.join(sorted(kinds))}.")
+        near = difflib.get_close_matches(name.lower(), kinds, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{name} is not an adapter.", f"{hint}There are: {', '.join(kinds)}.")
     return kinds[name]()
 
 
-__all__ = ["Adapter", "Frozen", "Full", "adapter_named"]
+__all__ = [
+    "IA3",
+    "AdaLoRA",
+    "Adapter",
+    "AnyPeft",
+    "BitFit",
+    "Frozen",
+    "Full",
+    "Layers",
+    "LoRA",
+    "adapter_named",
+]

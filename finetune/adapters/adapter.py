@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 
 from finetune.config import Section
 
@@ -20,6 +23,8 @@ class Adapter(Section):
     """
 
     name: str = ""
+    head_lr_ratio: Annotated[float, Field(gt=0.0)] = 1.0
+    """Learning rate of the head as a multiple of train.lr; a new head often bears more than pretrained weights."""
 
     def check(self, task: Task, total_updates: int) -> None:
         """Refuse settings that this model or plan can't have.
@@ -36,6 +41,16 @@ class Adapter(Section):
         """Put the model into train mode, but for what must stay in evaluation mode."""
         model.train()
 
+    def lr_scales(self, model: torch.nn.Module, task: Task) -> dict[str, float]:
+        """Learning rates as multiples of train.lr, by parameter name; parameters left out have 1."""
+        if self.head_lr_ratio == 1.0:
+            return {}
+        return {name: self.head_lr_ratio for name in head_parameters(model, task)}
+
+    def undecayed(self, model: torch.nn.Module) -> set[str]:
+        """Names of parameters with two or more dimensions that weight decay must leave alone."""
+        return set()
+
     def penalty(self, model: torch.nn.Module) -> torch.Tensor | None:
         """Added once an update to the mean loss; None for nothing."""
         return None
@@ -43,6 +58,53 @@ class Adapter(Section):
     def after_step(self, model: torch.nn.Module, update: int) -> None:
         """Called after the optimizer's step of `update` (from 1), before gradients are cleared."""
 
+    def may_be_best(self, model: torch.nn.Module, update: int) -> bool:
+        """Whether the weights after `update` are ones that this adapter would export."""
+        return True
+
+    def state(self, model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What a checkpoint must hold besides weights and optimizer: tensors, and JSON-able values."""
+        return {}, {}
+
+    def load_state(
+        self, model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]
+    ) -> None:
+        """Put back what `state` returned."""
+
+    def summary(self, model: torch.nn.Module) -> dict[str, Any]:
+        """What the run record says of the trained adapter, JSON-able.
+
+        Raises:
+            TrainingError: training ended without having done what the adapter is for.
+        """
+        return {}
+
+    def save(self, model: torch.nn.Module, folder: Path, base: str, revision: str | None) -> bool:
+        """Write the adapter alone, as PEFT does, naming `base` as what it goes onto; False when it has no such form."""
+        return False
+
+    def base(self, model: torch.nn.Module) -> torch.nn.Module:
+        """A copy of the pretrained model that the saved adapter goes onto, of its own class."""
+        raise NotImplementedError
+
+    def load(self, base: torch.nn.Module, folder: Path) -> torch.nn.Module:
+        """The saved adapter on its base, as somebody without this toolkit loads it."""
+        raise NotImplementedError
+
+    def tolerance(self) -> float:
+        """Largest absolute difference of fp32 logits that saving the adapter and loading it back may make."""
+        return 0.0
+
     def plain(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model that is exported: merged, of the pretrained model's own class."""
+        """The model that is exported: merged, of the pretrained model's own class. Takes `model` apart."""
         return model
+
+
+def head_parameters(model: torch.nn.Module, task: Task) -> list[str]:
+    """Names of the trained parameters of the task's head, also where an adapter has wrapped it."""
+    heads = [f".{name}." for name in task.head_modules]
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and any(head in f".{name}" for head in heads)
+    ]

@@ -21,6 +21,11 @@ Examples:
 `finetune show RECIPE` lists every setting that --set takes.
 """
 
+ADAPTER_HELP = (
+    "what is trained: full, frozen (the head only), layers (upper layers, rates by layer), bitfit (biases), lora, "
+    "adalora, ia3, or peft (any method of the PEFT library); then --set adapter.KEY=VALUE"
+)
+
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `finetune run` to the command line."""
@@ -70,7 +75,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="change one setting, for example train.lr=3e-5; may be repeated",
     )
     parser.add_argument("--data", metavar="CARD|FILE|FOLDER|HUB_ID", help="train on this instead (sets data.source)")
-    parser.add_argument("--adapter", metavar="NAME", help="what is trained: full, or frozen (the head only)")
+    parser.add_argument("--adapter", metavar="NAME", help=ADAPTER_HELP)
     parser.add_argument("--seed", type=int, metavar="N", help="sets train.seed")
 
 

@@ -1,0 +1,116 @@
+"""Saving what was trained, and proof that what was saved is what was trained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from finetune.data.batching import RowKey
+from finetune.errors import CheckpointError, TrainingError
+from finetune.evaluation.predict import to_device
+
+if TYPE_CHECKING:
+    from finetune.task import Task
+    from finetune.trainer import Trainer
+
+PROBE_ROWS = 32
+# Of the largest logit: merging adds the update to weights of other sizes, which rounds.
+MERGE_TOLERANCE = 1e-5
+BASE = "base"
+
+
+def export(task: Task, trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """Save `model/`, which plain transformers loads, and, for an adapter of PEFT's, `adapter/`, which plain peft loads.
+
+    Both are loaded back from disk, and their fp32 logits on the first validation rows compared with the live model's.
+    An adapter names its base as a hub id and revision; a base of another source is kept in `base/` beside it, so that
+    it moves with the run. Every process calls it; only the main one writes.
+
+    Returns:
+        export_check and adapter_summary as run.json holds them.
+
+    Raises:
+        TrainingError: training ended without having done what the adapter is for.
+        CheckpointError: the disk is full or read-only.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    summary = trainer.adapter.summary(trainer.model)
+    found: list[Any] = [None]
+    if trainer.accelerator.is_main_process:
+        try:
+            found = [_save_and_check(task, trainer, folder)]
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"The model can't be written to {folder / 'model'}: {error}",
+                f"Make room, then: --resume {folder}. Nothing is trained twice.",
+            ) from None
+    return {"export_check": broadcast_object_list(found)[0], "adapter_summary": summary}
+
+
+def refuse_unequal(check: dict[str, Any]) -> None:
+    """Fail the run whose saved model is not the trained one.
+
+    Raises:
+        TrainingError: names what was loaded back and the difference.
+    """
+    for name, part in check["parts"].items():
+        # Written so that a difference that is no number fails too.
+        if not part["difference"] <= part["tolerance"]:
+            raise TrainingError(
+                f"What was saved in {name}/ is not what was trained: loaded back, its logits differ by "
+                f"{part['difference']:.1e} ({part['measure']}), above {part['tolerance']:.0e}.",
+                "The last checkpoint still holds the trained weights. Please report this with run.json.",
+            )
+
+
+def export_lines(check: dict[str, Any]) -> list[str]:
+    """What the check found, to print."""
+    return [
+        f"{name}/ loaded back: logits differ by at most {part['difference']:.1e} ({part['measure']}; "
+        f"tolerance {part['tolerance']:.0e}), {part['flips']} of {check['rows']} predictions change"
+        for name, part in check["parts"].items()
+    ]
+
+
+def _save_and_check(task: Task, trainer: Trainer, folder: Path) -> dict[str, Any]:
+    adapter, model, files = trainer.adapter, trainer.model, task.files
+    keys = [RowKey(0, index) for index in range(min(PROBE_ROWS, len(task.rows["valid"])))]
+    batch = to_device(task.collate(task.rows["valid"].__getitems__(keys)), trainer.accelerator.device)
+
+    def logits(some: torch.nn.Module) -> torch.Tensor:
+        with torch.inference_mode():
+            return task.logits(some.to(trainer.accelerator.device).eval(), batch).float().cpu()
+
+    live, parts = logits(model), {}
+    from_hub = files.revision is not None
+    name, revision = (files.name, files.revision) if from_hub else (f"../{BASE}", None)
+    if adapter.save(model, folder / "adapter", name, revision):
+        task.save(adapter.base(model), folder / BASE)
+        loaded = adapter.load(task.load(folder / BASE), folder / "adapter")
+        parts["adapter"] = _difference(live, logits(loaded), adapter.tolerance(), relative=False)
+        if from_hub:
+            shutil.rmtree(folder / BASE)
+    task.save(adapter.plain(model), folder / "model")
+    parts["model"] = _difference(live, logits(task.load(folder / "model")), MERGE_TOLERANCE, relative=True)
+    return {"rows": len(keys), "parts": parts}
+
+
+def _difference(live: torch.Tensor, loaded: torch.Tensor, tolerance: float, relative: bool) -> dict[str, Any]:
+    """How far the logits are apart, and how many rows' predictions change; [rows, ..., classes] each."""
+    difference = float((loaded - live).abs().max())
+    if relative:
+        difference /= max(float(live.abs().max()), 1e-30)
+    flips = (live.argmax(-1) != loaded.argmax(-1)).flatten(1).any(1) if live.ndim > 2 else None
+    if flips is None:
+        flips = live.argmax(-1) != loaded.argmax(-1)
+    return {
+        "difference": difference,
+        "measure": "relative to the largest" if relative else "absolute",
+        "tolerance": tolerance,
+        "flips": int(flips.sum()),
+    }
