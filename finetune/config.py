@@ -137,6 +137,17 @@ def settings_of(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Base
             yield f"{prefix}{name}", config, name
 
 
+def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys; lists become text, as trackers want scalars."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat.update(flattened(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat
+
+
 def apply_override(config: BaseModel, override: str, recipe_name: str) -> None:
     """Set one `key=value` in place; the text is read as the setting's own type.
 

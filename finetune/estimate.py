@@ -15,7 +15,7 @@ from finetune.evaluation.predict import to_device
 from finetune.hardware import peak_rss_mb
 
 if TYPE_CHECKING:
-    from finetune.experiment import RunOptions
+    from finetune.options import RunOptions
     from finetune.trainer import Trainer
 
 WARM_UP_UPDATES, TIMED_UPDATES = 2, 8

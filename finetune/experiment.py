@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from finetune.errors import CheckpointError, ConfigError
+from finetune.config import flattened
+from finetune.errors import CheckpointError
+from finetune.options import RunOptions, command_line, resolve
 from finetune.run_folder import check_output, find_run, make_run_folder, read_record
 
 if TYPE_CHECKING:
@@ -25,46 +25,6 @@ if TYPE_CHECKING:
 
 # Settings that may differ when a run is resumed: they change speed, memory or what is kept, never the result.
 FREE_SETTINGS = ("threads", "workers", "keep_checkpoints", "save_every_updates", "trackers", "micro_batch_size")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The flags of the launch line and of `finetune run`."""
-
-    recipe: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    data: str | None = None
-    adapter: str | None = None
-    seed: int | None = None
-    output: str | None = None
-    resume: str | None = None
-
-
-def resolve(options: RunOptions) -> LoadedRecipe:
-    """The recipe with every override applied; for --resume the settings of the record, then the overrides.
-
-    Raises:
-        ConfigError: a recipe, key or value that does not exist.
-    """
-    from finetune.recipe import apply_resolved, load_recipe, override
-
-    name, record = options.recipe, None
-    if options.resume is not None:
-        if options.output is not None:
-            raise ConfigError("--output does not go with --resume.", "A resumed run stays in its folder.")
-        record = read_record(find_run(options.resume))
-        origin = record["recipe"]["origin"]
-        name = name or (record["recipe"]["name"] if origin == "packaged" else origin)
-    if name is None:
-        raise ConfigError("No recipe is named.", "Give --recipe NAME or PATH; `finetune list` shows the names.")
-    loaded = load_recipe(name)
-    if record is not None:
-        apply_resolved(loaded, record["config"])
-    flags = {"adapter": options.adapter, "data.source": options.data, "train.seed": options.seed}
-    # The adapter first, so that --set adapter.rank=4 finds the adapter that --adapter put there.
-    override(loaded, [f"{key}={value}" for key, value in flags.items() if value is not None])
-    override(loaded, options.overrides)
-    return loaded
 
 
 def run(options: RunOptions) -> int:
@@ -268,29 +228,6 @@ def _plan_line(trainer: Trainer, record: RunRecord) -> str:
         f"{settings.batch_size} rows; {content['precision']}, {hardware['processes']} process(es) x "
         f"{hardware['threads']} threads{', ' + hardware['gpus'][0] if hardware['gpus'] else ''}"
     )
-
-
-def command_line(options: RunOptions) -> str:
-    """The line that runs the same again: from the options, so that nothing else of the command line is written down."""
-    flags = {"--data": options.data, "--adapter": options.adapter, "--seed": options.seed, "--resume": options.resume}
-    line = ["accelerate", "launch", "finetune/run.py"]
-    pairs = [("--recipe", options.recipe), *(("--set", override) for override in options.overrides), *flags.items()]
-    for flag, value in pairs:
-        if value is not None:
-            # Joined by "=", a value that begins with a dash isn't taken for a flag.
-            line += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
-    return shlex.join(line)
-
-
-def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys; lists become text, as trackers want scalars."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat.update(flattened(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return flat
 
 
 class _Seconds:

@@ -26,6 +26,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def _plan(arguments: argparse.Namespace) -> int:
     from finetune.commands.run import options_of
     from finetune.estimate import print_plan
-    from finetune.experiment import RunOptions
+    from finetune.options import RunOptions
 
     return print_plan(RunOptions(**options_of(arguments)))  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ def _list(_: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from finetune.commands.run import options_of
     from finetune.config import settings_of
-    from finetune.experiment import RunOptions, resolve
+    from finetune.options import RunOptions, resolve
 
     loaded = resolve(RunOptions(**options_of(arguments)))  # type: ignore[arg-type]
     print(f"{loaded.name} ({loaded.origin}, sha256 {loaded.sha256[:12]}): {loaded.summary}\n")

@@ -86,6 +86,7 @@ def options_of(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from finetune.experiment import RunOptions, run
+    from finetune.experiment import run
+    from finetune.options import RunOptions
 
     return run(RunOptions(**options_of(arguments)))  # type: ignore[arg-type]

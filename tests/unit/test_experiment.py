@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from finetune.checkpoint import Checkpoints, Progress, State
 from finetune.commands.run import launch_parser, options_of
+from finetune.config import flattened
 from finetune.errors import CheckpointError
-from finetune.experiment import RunOptions, _refuse_changes, command_line, flattened
+from finetune.experiment import _refuse_changes
+from finetune.options import RunOptions, command_line
 
 pytestmark = pytest.mark.unit
 

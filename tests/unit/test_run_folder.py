@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from finetune.errors import ConfigError
-from finetune.experiment import RunOptions, resolve, run
+from finetune.experiment import run
+from finetune.options import RunOptions, resolve
 from finetune.recipe import load_recipe
 from finetune.run_folder import check_output, find_run, make_run_folder, read_record
 
