@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
-from finetune.data.batching import BatchPlan
+from finetune.data.batching import BatchPlan, RowKey
 from finetune.data.updates import load_updates
 from finetune.evaluation.predict import to_device
 from finetune.hardware import peak_rss_mb
@@ -45,7 +45,7 @@ def print_plan(options: RunOptions) -> int:
         lines.append(("padding", f"{with_buckets:.1%} of the tokens computed ({without:.1%} without length buckets)"))
     lines += [("note", note) for note in (*task.data.notes, *task.notes)]
     seconds_per_token = _seconds_per_token(trainer)
-    work = sum(_computed_tokens(np.array([key.index for key in keys]), lengths) for keys in plan.updates())
+    work = sum(_computed_tokens(keys, plan, lengths) for keys in plan.updates())
     lines += [
         ("training", f"about {_duration(seconds_per_token * work)}, from {TIMED_UPDATES} timed updates"),
         ("memory", f"about {peak_rss_mb() / 1024:.1f} GiB of {psutil.virtual_memory().total / 2**30:.0f} GiB"),
@@ -58,13 +58,17 @@ def print_plan(options: RunOptions) -> int:
 
 def _padding(plan: BatchPlan, bucketed_by: np.ndarray | None, lengths: np.ndarray) -> float:
     """Share of an epoch's computed tokens that are padding."""
-    epoch = BatchPlan(plan.rows, bucketed_by, plan.batch_size, 1.0, plan.seed).epoch_order(0)
-    return 1.0 - float(lengths.sum()) / sum(_computed_tokens(index, lengths) for index in epoch)
+    epoch = BatchPlan(plan.rows, bucketed_by, plan.batch_size, 1.0, plan.seed)
+    return 1.0 - float(lengths.sum()) / sum(_computed_tokens(keys, epoch, lengths) for keys in epoch.updates())
 
 
-def _computed_tokens(index: np.ndarray, lengths: np.ndarray | None) -> int:
-    """Tokens of an update with its padding; rows where all rows cost the same."""
-    return len(index) if lengths is None else len(index) * int(lengths[index].max())
+def _computed_tokens(keys: list[RowKey], plan: BatchPlan, lengths: np.ndarray | None) -> int:
+    """Tokens of an update with its padding, group by group; rows where all rows cost the same."""
+    if lengths is None:
+        return len(keys)
+    row_lengths = [int(lengths[key.index]) for key in keys]
+    groups = [row_lengths[first : first + plan.group_rows] for first in range(0, len(keys), plan.group_rows)]
+    return sum(len(group) * max(group) for group in groups)
 
 
 def _seconds_per_token(trainer: Trainer) -> float:
@@ -89,10 +93,10 @@ def _seconds_per_token(trainer: Trainer) -> float:
         world=accelerator.num_processes,
     )
     ahead = list(itertools.islice(trainer.plan.updates(), WARM_UP_UPDATES + TIMED_UPDATES))
-    costs = [_computed_tokens(np.array([key.index for key in keys]), lengths) for keys in ahead]
+    costs = [_computed_tokens(keys, trainer.plan, lengths) for keys in ahead]
     longest = max(
         itertools.islice(trainer.plan.updates(), trainer.plan.updates_per_epoch),
-        key=lambda keys: _computed_tokens(np.array([key.index for key in keys]), lengths),
+        key=lambda keys: _computed_tokens(keys, trainer.plan, lengths),
     )
     seconds = []
     for keys in [longest, *ahead]:

@@ -46,25 +46,32 @@ class Update:
     tokens: int
 
 
-def micro_batch_rows(setting: int | str, update_rows: int, longest: int, world: int) -> int:
-    """Rows that one process holds at once; `auto` shares the update out evenly, within AUTO_TOKENS."""
+def micro_batch_rows(setting: int | str, update_rows: int, longest: int, world: int, group_rows: int) -> int:
+    """Rows that one process holds at once; `auto` takes a group of like length, within its share and AUTO_TOKENS."""
     if isinstance(setting, int):
         return setting
-    return max(1, min(math.ceil(update_rows / world), AUTO_TOKENS // max(1, longest)))
+    return max(1, min(math.ceil(update_rows / world), group_rows, AUTO_TOKENS // max(1, longest)))
 
 
 class _Updates(Dataset[Update]):
     """Indexed by an update's rows, so that loader workers can do the collating."""
 
     def __init__(
-        self, rows: Rows, collate: Callable[[list[dict[str, Any]]], Batch], micro: int | str, rank: int, world: int
+        self,
+        plan: BatchPlan,
+        rows: Rows,
+        collate: Callable[[list[dict[str, Any]]], Batch],
+        micro: int | str,
+        rank: int,
+        world: int,
     ):
         self.rows, self.collate, self.micro, self.rank, self.world = rows, collate, micro, rank, world
+        self.group_rows = plan.group_rows
 
     def __getitem__(self, keys: list[RowKey]) -> Update:
         lengths = self.rows.lengths
         row_lengths = [1] * len(keys) if lengths is None else [int(lengths[key.index]) for key in keys]
-        micro = micro_batch_rows(self.micro, len(keys), max(row_lengths), self.world)
+        micro = micro_batch_rows(self.micro, len(keys), max(row_lengths), self.world, self.group_rows)
         shards = shards_of_rank(keys, micro, self.rank, self.world)
         return Update([self._collated(shard, keys[0]) for shard in shards], len(keys), sum(row_lengths))
 
@@ -98,7 +105,7 @@ def load_updates(
 ) -> DataLoader[Update]:
     """The updates from `first_update` (0-based) to the end of the plan, as this rank sees them."""
     return DataLoader(
-        _Updates(rows, collate, micro_batch_size, rank, world),
+        _Updates(plan, rows, collate, micro_batch_size, rank, world),
         batch_size=None,
         sampler=_PlanSampler(plan, first_update),
         num_workers=workers,

@@ -149,3 +149,24 @@ def test_evaluation_takes_every_row_once_longest_first_within_bounds(
         order = lengths[np.concatenate(batches)]
         assert (np.diff(order) <= 0).all()
         assert all(len(index) == 1 or len(index) * lengths[index].max() <= max_tokens for index in batches)
+
+
+def test_an_update_mixes_lengths_but_its_groups_do_not() -> None:
+    """Length goes with class in real data: updates of one length would be updates of one class."""
+    lengths = np.random.default_rng(0).integers(60, 250, 3200)
+    plan = BatchPlan(3200, lengths, 32, 1.0, 0)
+    assert plan.group_rows == 4
+    within, across = [], []
+    for index in plan.epoch_order(0):
+        groups = lengths[index].reshape(-1, plan.group_rows)
+        within.append(np.ptp(groups, axis=1).mean())
+        across.append(np.ptp(groups.mean(axis=1)))
+    assert np.mean(within) < 2
+    assert np.mean(across) > 120
+
+
+def test_short_rows_stay_together_as_a_whole_update() -> None:
+    assert BatchPlan(1000, np.full(1000, 20), 32, 1.0, 0).group_rows == 32
+    assert BatchPlan(1000, np.full(1000, 512), 32, 1.0, 0).group_rows == 2
+    assert BatchPlan(1000, np.full(1000, 5000), 32, 1.0, 0).group_rows == 1
+    assert BatchPlan(1000, None, 32, 1.0, 0).group_rows == 32

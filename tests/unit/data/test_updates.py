@@ -101,11 +101,12 @@ def test_rows_without_lengths_count_one_token_each() -> None:
 
 
 def test_the_micro_batch_that_auto_takes() -> None:
-    assert micro_batch_rows(7, 32, 128, 2) == 7
-    assert micro_batch_rows("auto", 32, 128, 1) == 32
-    assert micro_batch_rows("auto", 33, 128, 2) == 17
-    assert micro_batch_rows("auto", 512, 128, 1) == AUTO_TOKENS // 128
-    assert micro_batch_rows("auto", 4, 10 * AUTO_TOKENS, 1) == 1
+    assert micro_batch_rows(7, 32, 128, 2, 8) == 7
+    assert micro_batch_rows("auto", 32, 128, 1, 512) == 32
+    assert micro_batch_rows("auto", 32, 128, 1, 8) == 8
+    assert micro_batch_rows("auto", 33, 128, 2, 512) == 17
+    assert micro_batch_rows("auto", 512, 128, 1, 512) == AUTO_TOKENS // 128
+    assert micro_batch_rows("auto", 4, 10 * AUTO_TOKENS, 1, 512) == 1
 
 
 def test_padding_by_hand() -> None:
