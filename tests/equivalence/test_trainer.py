@@ -234,7 +234,7 @@ def test_activation_checkpointing_changes_no_number(tmp_path: Path) -> None:
     plain = make_trainer(tmp_path / "plain", *settings)
     plain.fit()
     recomputed = make_trainer(tmp_path / "recomputed", *settings, "train.activation_checkpointing=true")
-    assert recomputed.model.is_gradient_checkpointing
+    assert recomputed.model.is_activation_checkpointing
     recomputed.fit()
     assert losses(tmp_path / "recomputed") == losses(tmp_path / "plain")
 
