@@ -41,8 +41,11 @@ def test_labels_in_the_models_configuration_keep_their_order() -> None:
 
 def test_padding_of_a_plan_by_hand() -> None:
     lengths = np.array([1, 4])
-    assert _computed_tokens(np.array([0, 1]), lengths) == 8
-    assert _computed_tokens(np.array([0, 1]), None) == 2
+    both = [RowKey(0, 0), RowKey(0, 1)]
+    assert _computed_tokens(both, BatchPlan(2, None, 2, 1.0, 0), lengths) == 8
+    assert _computed_tokens(both, BatchPlan(2, None, 2, 1.0, 0), None) == 2
+    # Rows of 600 tokens are groups of one: an update of both pads nothing.
+    assert _computed_tokens(both, BatchPlan(2, np.array([600, 900]), 2, 1.0, 0), np.array([600, 900])) == 1500
     assert _padding(BatchPlan(2, None, 2, 1.0, 0), None, lengths) == pytest.approx(3 / 8)
     assert _padding(BatchPlan(2, None, 1, 1.0, 0), None, lengths) == 0.0
 
