@@ -3,10 +3,8 @@
     accelerate launch finetune/run.py --recipe bert_lora
     accelerate launch finetune/run.py --recipe bert_lora --set adapter.rank=16 --set adapter.dora=true
 
-Trains   MEASURE of MEASURE parameters
-Hardware MEASURE
-Time     MEASURE
-Expected accuracy MEASURE ± MEASURE (MEASURE seeds); bert_cls, trained in full, MEASURE
+Trains    338,690 of 23,052,676 parameters (a head of two classes included)
+Expected  not measured yet over seeds; the learning rate is ten times that of bert_cls, as is usual, and not tuned
 """
 
 from finetune.adapters import LoRA
