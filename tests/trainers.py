@@ -26,13 +26,18 @@ EXACT = (
 )
 
 
-def write_reviews(path: Path, rows: int = 200) -> Path:
-    """A CSV of the first real rows of movie_snippets: enough to train on, few enough to evaluate in a second."""
+def write_reviews(path: Path, rows: int = 200, evenly: bool = True) -> Path:
+    """A CSV of real rows of movie_snippets: enough to train on, few enough to evaluate in a second.
+
+    Args:
+        evenly: from the whole file, which begins with thousands of positive rows; else its first rows.
+    """
     train = load_data(TextClassificationData(source="movie_snippets"), {"text": None, "label": None})
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
-        for row in train.splits["train"].select(range(rows)):
+        every = len(train.splits["train"]) // rows if evenly else 1
+        for row in train.splits["train"].select(range(0, every * rows, every)):
             writer.writerow([row["text"], train.labels[row["label"]]])
     return path
 
@@ -41,7 +46,7 @@ def make_trainer(folder: Path, *overrides: str, recipe: str = "bert_cls") -> Tra
     """A trainer whose run folder is `folder`, on 200 real rows, with EXACT and then the overrides applied."""
     folder.mkdir(parents=True, exist_ok=True)
     loaded = load_recipe(recipe)
-    override(loaded, [*EXACT, f"data.source={write_reviews(folder / 'reviews.csv')}", *overrides])
+    override(loaded, [*EXACT, f"data.source={write_reviews(folder / 'reviews.csv', evenly=False)}", *overrides])
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     trainer = build_trainer(loaded, loaded.build(), accelerator)
     trainer.checkpoints = Checkpoints(folder / "checkpoints", loaded.recipe.train.keep_checkpoints, print)
