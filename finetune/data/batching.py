@@ -15,8 +15,8 @@ from finetune.randomness import numpy_generator
 # enough that an update's rows are still a random draw of the epoch.
 POOL_UPDATES = 50
 # What is sorted by length together is a group of about this many tokens; an update is made of random groups. Where
-# length and class go together, as in news wires, whole updates of one length are updates of few classes, and training
-# on them is rough. Smaller groups would waste more on small matrix products than they save on padding.
+# length goes with class, an update of one length mixes classes less (reuters_r8: entropy 1.07 against 1.22 for random
+# rows). One run was better for it after an epoch (0.869 against 0.834); neither the cause nor this size is tested.
 GROUP_TOKENS = 1024
 
 
