@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 
 from finetune.config import DataSettings
+from finetune.data import arrow_splits, columns, file_kinds, labels, readers, splits, staging
 from finetune.data.cache import cache_folder, disk_errors, say, turn
 from finetune.data.card import DataCard
 from finetune.data.file_kinds import kind_of, refuse_binary
@@ -23,8 +24,9 @@ from finetune.data.splits import SPLITS
 from finetune.data.staging import stage
 from finetune.files import sha256_file, sync_file, sync_folder, whole_file
 
-# Part of every key: raise it when the same files and settings would give other rows.
-CACHE_VERSION = 1
+# The modules that decide what rows a file gives. Their text is part of every key: a version number that a person has to
+# raise was forgotten once, and a table kept by older code then passed for today's.
+READING = (arrow_splits, columns, file_kinds, labels, readers, splits, staging)
 META = "meta.json"
 
 
@@ -81,7 +83,7 @@ def load_data(settings: DataSettings, roles: Mapping[str, str | None]) -> Loaded
 def _key(plan: DataPlan) -> str:
     """What decides the rows: contents and settings, no path and no name."""
     content = {
-        "version": CACHE_VERSION,
+        "code": [sha256_file(Path(module.__file__ or "")) for module in READING],
         "files": [[split, plan.format.kind or kind_of(path), sha256_file(path)] for split, path in plan.files],
         "format": plan.format.model_dump(),
         "columns": plan.columns,

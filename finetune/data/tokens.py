@@ -16,7 +16,7 @@ import numpy as np
 
 from finetune.data.batching import RowKey
 from finetune.data.cache import cache_folder, disk_errors, turn
-from finetune.files import sync_file, sync_folder
+from finetune.files import sha256_file, sync_file, sync_folder
 
 if TYPE_CHECKING:
     import datasets
@@ -87,7 +87,8 @@ def tokenize(
 
 def _key(split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int, texts: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    for part in ("1", type(tokenizer).__name__, _vocabulary(tokenizer), str(max_tokens), *texts):
+    code = sha256_file(Path(__file__))  # rows kept by other code than this are not taken for this code's
+    for part in (code, type(tokenizer).__name__, _vocabulary(tokenizer), str(max_tokens), *texts):
         digest.update(part.encode() + b"\0")
     for start in range(0, len(split), CHUNK_ROWS):
         rows = split[start : start + CHUNK_ROWS]

@@ -1,6 +1,7 @@
 """The loader: every kind of file gives the same rows, and what is kept is whole, shared and verified."""
 
 import json
+import types
 from pathlib import Path
 
 import pyarrow as pa
@@ -224,6 +225,20 @@ def test_a_killed_writers_leftovers_go(tmp_path: Path, cache: Path) -> None:
     load("a.csv")
     assert folder.is_dir()
     assert not half.exists()
+
+
+def test_a_table_kept_by_other_code_is_not_used(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kept table once outlived a change of the hash that stands in it."""
+    put({"a.csv": csv(GOOD), "reading.py": b"# older"})(tmp_path)
+    load("a.csv")
+    module = types.ModuleType("reading")
+    module.__file__ = str(tmp_path / "reading.py")
+    monkeypatch.setattr(loader, "READING", (*loader.READING, module))
+    load("a.csv")
+    (tmp_path / "reading.py").write_text("# newer")
+    load("a.csv")
+    load("a.csv")
+    assert len([folder for folder in cache.iterdir() if folder.is_dir()]) == 3
 
 
 def test_changed_rows_are_read_anew(tmp_path: Path) -> None:
