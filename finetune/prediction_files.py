@@ -46,6 +46,8 @@ def read_rows(path: Path, column: str | None, trained_on: str | None) -> tuple[d
     Raises:
         DataError: the file can't be read, has no such column, or a text is empty (with its line).
     """
+    if path.suffix.lower() == ".txt":
+        raise DataError(f"{path} is plain text, not a table.", "Give a CSV, TSV, JSONL or Parquet file, or --text.")
     table = open_table(path, Format())
     if column is None and trained_on in table.columns:
         column = trained_on

@@ -106,6 +106,21 @@ def _settings(args: argparse.Namespace) -> TextClassificationData:
     return config.data
 
 
+def _roles(settings: TextClassificationData) -> dict[str, str | None]:
+    """Text and label; the text alone where a card states no label, or the source is plain text."""
+    from finetune.data.card import card_names, load_card
+    from finetune.data.file_kinds import SUFFIXES
+
+    if settings.source in card_names() or settings.source.endswith(".md"):
+        unlabelled = "label" not in load_card(settings.source).block.columns
+    else:
+        path = Path(settings.source)
+        texts = path.rglob("*") if path.is_dir() else [path]
+        kinds = {file.suffix.lower() for file in texts if file.suffix.lower() in SUFFIXES}
+        unlabelled = kinds == {".txt"}
+    return {"text": settings.text} if unlabelled else {"text": settings.text, "label": settings.label}
+
+
 def _check(args: argparse.Namespace) -> int:
     from finetune.data.checks import check_data, token_lengths
 
@@ -117,7 +132,7 @@ def _check(args: argparse.Namespace) -> int:
     lengths = None if tokenizer is None else token_lengths(tokenizer)
     report = check_data(
         settings,
-        {"text": settings.text, "label": settings.label},
+        _roles(settings),
         lengths=lengths,
         unit="words" if lengths is None else "tokens",
         max_length=None if lengths is None else limit,
@@ -148,7 +163,7 @@ def _card(args: argparse.Namespace) -> int:
 
     settings = _settings(args)
     out = args.out or Path("card.md")
-    text = draft_card(settings, {"text": settings.text, "label": settings.label}, out, args.license, args.language)
+    text = draft_card(settings, _roles(settings), out, args.license, args.language)
     if args.out is None:
         print(text, end="")
     else:

@@ -13,7 +13,7 @@ from finetune.config import Section
 from finetune.data.near import near
 from finetune.errors import DataError
 
-Kind = Literal["csv", "tsv", "jsonl", "parquet"]
+Kind = Literal["csv", "tsv", "jsonl", "parquet", "txt"]
 
 SUFFIXES: dict[str, Kind] = {
     ".csv": "csv",
@@ -22,6 +22,7 @@ SUFFIXES: dict[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
+    ".txt": "txt",
 }
 
 _BINARY = (
@@ -50,7 +51,7 @@ class Format(Section):
     """How a data file is written, where its name doesn't say it."""
 
     kind: Kind | None = None
-    """csv, tsv, jsonl or parquet. `none` goes by the file's extension."""
+    """csv, tsv, jsonl, parquet or txt (plain text). `none` goes by the file's extension."""
     names: list[str] | None = None
     """Column names of a file without a header line."""
     skip_lines: Annotated[int, Field(ge=0)] = 0
@@ -95,11 +96,10 @@ def kind_of(path: Path) -> Kind:
         ".zip": f"Unpack it first: unzip {path.name}",
         ".xlsx": "Export the sheet as CSV (UTF-8).",
         ".xls": "Export the sheet as CSV (UTF-8).",
-        ".txt": "Rename it to .csv or .tsv when it is one, or describe it in a card with `format: {kind: ...}`.",
     }
     raise DataError(
         f"{path} has the extension {suffix or '(none)'}, which is no known kind of data file.",
-        fixes.get(suffix, "Known are .csv, .tsv, .tab, .jsonl, .ndjson and .parquet."),
+        fixes.get(suffix, "Known are .csv, .tsv, .tab, .jsonl, .ndjson, .parquet and, for plain text, .txt."),
     )
 
 
@@ -117,7 +117,10 @@ def refuse_binary(path: Path, kind: Kind) -> None:
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}.", "It must be a file that you may read.") from None
     if not head:
-        raise DataError(f"{path} is empty.", "Put a header line and one row a line into it.")
+        raise DataError(
+            f"{path} is empty.",
+            "Put text into it." if kind == "txt" else "Put a header line and one row a line into it.",
+        )
     if kind == "parquet":
         if not head.startswith(b"PAR1"):
             raise DataError(

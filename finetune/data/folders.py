@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.data.file_kinds import SUFFIXES
@@ -17,22 +18,30 @@ _SHARD = re.compile(r"[-_.]\d{4,5}([-_.]of[-_.]\d{4,5})?(-[0-9a-f]{6,})?")
 _ORDER = ("train", "valid", "test", "all")
 
 
-def files_by_split(folder: Path) -> list[tuple[str, Path]]:
+def files_by_split(folder: Path, plain_text: bool = False) -> list[tuple[str, Path]]:
     """(split, file) in reading order: train.csv, dev.tsv, data/test-00000-of-00001.parquet, train/0000.parquet, ...
 
     A single data file of any name counts as "all".
 
+    Args:
+        plain_text: a folder without tables may hold .txt files, of which each is a document (see `is_documents`).
+
     Raises:
         DataError: no data file, no training file, or more than one reading.
     """
-    found = [
+    known = [
         path
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.relative_to(folder))
     ]
+    found = [path for path in known if SUFFIXES[path.suffix.lower()] != "txt"]
+    if not found and plain_text and known:
+        if is_documents(known):
+            return _documents_by_split(folder, known)
+        found = known
     if not found:
         raise DataError(
-            f"{folder} holds no data file ({', '.join(SUFFIXES)}).",
+            f"{folder} holds no data file ({', '.join(name for name in SUFFIXES if plain_text or name != '.txt')}).",
             "Put train.csv and test.csv there, or give the file itself.",
         )
     by_root: dict[Path, list[tuple[str, Path]]] = {}
@@ -67,6 +76,29 @@ def files_by_split(folder: Path) -> list[tuple[str, Path]]:
     if {split for split, _ in files} == {"train"}:
         return [("all", path) for _, path in files]
     return sorted(files, key=lambda item: (_ORDER.index(item[0]), item[1]))
+
+
+def is_documents(files: Sequence[Path]) -> bool:
+    """Whether several files are plain text and none is named after a split: then each is a document."""
+    return len(files) > 1 and all(
+        path.suffix.lower() == ".txt" and path.stem.casefold() not in _NAMES for path in files
+    )
+
+
+def _documents_by_split(folder: Path, files: list[Path]) -> list[tuple[str, Path]]:
+    """Documents by the folder named after a split that they stand in; all together where there is none."""
+    named: list[tuple[str | None, Path]] = []
+    for path in files:
+        parts = [_NAMES.get(part.casefold()) for part in path.relative_to(folder).parts[:-1]]
+        named.append((next((part for part in parts if part), None), path))
+    splits = {split for split, _ in named}
+    if splits <= {None, "train"}:
+        return [("all", path) for path in files]
+    if None in splits:
+        raise _ambiguous(folder, [path for split, path in named if split is None], "some stand in no split's folder")
+    if "train" not in splits:
+        raise DataError(f"{folder} has no training documents.", "Put them into a folder named train.")
+    return sorted(((split, path) for split, path in named if split), key=lambda item: (_ORDER.index(item[0]), item[1]))
 
 
 def _split_of(path: Path) -> tuple[str | None, Path]:

@@ -45,6 +45,8 @@ class LoadedData:
     """Over the roles' values of all rows, split by split, and the labels; not over ids, paths or formats."""
     notes: tuple[str, ...]
     """What a person should be told: rows left out, columns found, leaks kept as published."""
+    passages: bool = False
+    """Whether rows are passages of one running text, in order; then a row's end is no document's end."""
 
 
 def load_data(settings: DataSettings, roles: Mapping[str, str | None]) -> LoadedData:
@@ -77,6 +79,7 @@ def load_data(settings: DataSettings, roles: Mapping[str, str | None]) -> Loaded
         tuple(meta["labels"]),
         meta["sha256"],
         plan.notes + tuple(meta["notes"]),
+        plan.passages,
     )
 
 
@@ -85,6 +88,7 @@ def _key(plan: DataPlan) -> str:
     content = {
         "code": [sha256_file(Path(module.__file__ or "")) for module in READING],
         "files": [[split, plan.format.kind or kind_of(path), sha256_file(path)] for split, path in plan.files],
+        "documents": [path.name for _, path in plan.files] if plan.documents else None,  # their names are their ids
         "format": plan.format.model_dump(),
         "columns": plan.columns,
         "rule": plan.label_rule.model_dump() if plan.label_rule else None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from finetune.config import DataSettings
 from finetune.data.card import CardSource, DataCard, LabelRule, card_names, load_card
 from finetune.data.file_kinds import SUFFIXES, Format, kind_of, missing_file
-from finetune.data.folders import files_by_split
+from finetune.data.folders import files_by_split, is_documents
 from finetune.data.near import near
 from finetune.data.sources import Wheel, hub_data_files, wheel_members
 from finetune.errors import ConfigError, DataError
@@ -39,6 +39,16 @@ class DataPlan:
     max_train_rows: int | None
     notes: tuple[str, ...] = ()
 
+    @property
+    def documents(self) -> bool:
+        """Whether each file is one document of plain text."""
+        return is_documents([path for _, path in self.files]) and self.format.kind is None
+
+    @property
+    def passages(self) -> bool:
+        """Whether rows are passages that follow each other, so that splits must be whole stretches of them."""
+        return not self.documents and any((self.format.kind or kind_of(path)) == "txt" for _, path in self.files)
+
 
 def make_plan(settings: DataSettings, roles: Mapping[str, str | None]) -> DataPlan:
     """Resolve `settings.source`, fetching what is not on this machine yet.
@@ -61,7 +71,7 @@ def make_plan(settings: DataSettings, roles: Mapping[str, str | None]) -> DataPl
     elif path.exists() or not _is_hub_id(source):
         if not path.exists():
             raise _nothing_there(source, path)
-        files = files_by_split(path) if path.is_dir() else [("all", path)]
+        files = files_by_split(path, set(roles) == {"text"}) if path.is_dir() else [("all", path)]
         plan = _own(path.name if path.is_dir() else path.stem, files, settings, roles)
     else:
         folder = hub_data_files(source, settings.revision)
@@ -75,14 +85,22 @@ def make_plan(settings: DataSettings, roles: Mapping[str, str | None]) -> DataPl
 
 
 def _own(name: str, files: list[tuple[str, Path]], settings: DataSettings, roles: Mapping[str, str | None]) -> DataPlan:
+    columns = dict(roles)
     for _, file in files:
-        kind_of(file)
+        if kind_of(file) == "txt":
+            lacking = [role for role in roles if role != "text"]
+            if lacking:
+                raise DataError(
+                    f"{file} is plain text, which has no {lacking[0]}.",
+                    "Rename it to .csv or .tsv when it is a table, or write a card that says `format: {kind: ...}`.",
+                )
+            columns = {"text": "text"}
     return DataPlan(
         name,
         None,
         tuple(files),
         Format(),
-        dict(roles),
+        columns,
         None,
         (),
         settings.split_salt,

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune.data.file_kinds import Format, decoded_lines, kind_of, refuse_binary
+from finetune.data.plain_text import Passages
 from finetune.data.problems import Problems
 from finetune.errors import DataError
 
@@ -58,6 +59,8 @@ def open_table(path: Path, file_format: Format) -> Table:
         return ParquetTable(path)
     if kind == "jsonl":
         return JsonLines(path, file_format)
+    if kind == "txt":
+        return Passages(path, file_format)
     return Delimited(path, file_format, kind)
 
 

@@ -66,6 +66,20 @@ def assign(
     return splits
 
 
+def assign_in_order(published: NDArray[np.int8], *, valid_share: float, test_share: float) -> NDArray[np.int8]:
+    """Splits of rows that follow each other in one text: test is its end, valid what comes before, train the rest.
+
+    Neighbours share names and sentences, so dealing them out by a hash would put the training text on both sides of
+    every test row. Published splits stay; shares and shapes are those of `assign`.
+    """
+    splits = published.copy()
+    for split, share in ((TEST, test_share), (VALID, valid_share)):
+        rows = np.flatnonzero(splits == TRAIN)
+        if not (published == split).any():
+            splits[rows[len(rows) - round(share * len(rows)) :]] = split
+    return splits
+
+
 def carve(hashes: NDArray[np.uint64], classes: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
     """Choose rows for validation, in each class the first `share` of them in hash order.
 

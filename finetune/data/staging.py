@@ -15,10 +15,21 @@ from finetune.data.arrow_splits import RowWriter, write_splits
 from finetune.data.card import LabelRule
 from finetune.data.columns import ID, LABEL, ROLES, Texts, find_columns
 from finetune.data.labels import BAD, DROP, Classes, LabelCoder
+from finetune.data.plain_text import Documents
 from finetune.data.plan import DataPlan
 from finetune.data.problems import Problems
 from finetune.data.readers import Table, open_table
-from finetune.data.splits import DROPPED, SPLITS, TEST, TRAIN, VALID, assign, first_in_hash_order, split_hash
+from finetune.data.splits import (
+    DROPPED,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALID,
+    assign,
+    assign_in_order,
+    first_in_hash_order,
+    split_hash,
+)
 from finetune.errors import DataError
 
 SMALL_SPLIT = 50  # fewer rows than this make an interval too wide to say much
@@ -62,12 +73,22 @@ def stage(plan: DataPlan, folder: Path, problems: Problems) -> Staged:
     return _Stage(plan, folder, problems).run()
 
 
+def _tables(plan: DataPlan) -> list[tuple[str, Table]]:
+    """Split and table of each file; documents of plain text are one table a split."""
+    if not plan.documents:
+        return [(split, open_table(path, plan.format)) for split, path in plan.files]
+    by_split: dict[str, list[Path]] = {}
+    for split, path in plan.files:
+        by_split.setdefault(split, []).append(path)
+    return [(split, Documents(paths, plan.format)) for split, paths in by_split.items()]
+
+
 class _Stage:
     def __init__(self, plan: DataPlan, folder: Path, problems: Problems) -> None:
         self.plan = plan
         self.folder = folder
         self.problems = problems
-        self.tables = [(split, open_table(path, plan.format)) for split, path in plan.files]
+        self.tables = _tables(plan)
         self.columns = self._columns()
         self.texts = {role: Texts(column, problems) for role, column in self.columns.items() if role in ROLES}
         self.class_names: tuple[str, ...] = ()
@@ -197,12 +218,17 @@ class _Stage:
     def _assign(self, indices: NDArray[np.int64], classes: Classes) -> NDArray[np.int8]:
         hashes = np.array(self.rows.hashes, dtype=np.uint64)
         published = np.array(self.rows.published, dtype=np.int8)
-        splits = assign(hashes, indices, published, valid_share=self.plan.valid_share, test_share=self.plan.test_share)
+        shares = {"valid_share": self.plan.valid_share, "test_share": self.plan.test_share}
+        in_order = self.plan.passages
+        splits = assign_in_order(published, **shares) if in_order else assign(hashes, indices, published, **shares)
+        if in_order:
+            self.notes.append("rows are passages of one text, so splits are whole stretches of it: train comes first")
         in_train = np.flatnonzero(splits == TRAIN)
         most = self.plan.max_train_rows
         if most is not None and most < len(in_train):
             splits[in_train] = DROPPED
-            splits[in_train[first_in_hash_order(hashes[in_train], most)]] = TRAIN
+            kept = np.arange(most) if in_order else first_in_hash_order(hashes[in_train], most)
+            splits[in_train[kept]] = TRAIN
             left = len(np.unique(indices[splits == TRAIN]))
             self.notes.append(f"data.max_train_rows keeps {most} of {len(in_train)} training rows")
             if left < len(classes.names):
