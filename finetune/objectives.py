@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# Logits that stand in memory at once: 64 MB in fp32, and as much again for their gradient.
+CHUNK_LOGITS = 1 << 24
 
 
 def cross_entropy_sum(
@@ -28,3 +34,64 @@ def balanced_class_weights(label_counts_C: torch.Tensor) -> torch.Tensor:
     present = label_counts_C > 0
     weights = label_counts_C.sum() / (len(label_counts_C) * label_counts_C.clamp(min=1))
     return torch.where(present, weights, torch.zeros_like(weights)).float()
+
+
+def token_losses(
+    model: torch.nn.Module, input_ids_BT: torch.Tensor, targets_BT: torch.Tensor, chunk_logits: int = CHUNK_LOGITS
+) -> torch.Tensor:
+    """Cross-entropy of every target of a causal language model, [B, T] fp32; 0 where the target is -100.
+
+    The logits of all tokens never stand in memory together: the model's head gets its input a chunk at a time, and
+    each chunk's logits are computed again in the backward pass. Everything happens inside the model's own forward, so
+    that autocast, adapters on the head, tied weights and DDP see what they always see.
+
+    Args:
+        model: a transformers causal language model, wrapped by PEFT or DDP or not.
+        targets_BT: what comes after each input; -100 counts nothing.
+        chunk_logits: most logits at once; less memory, at a little more time.
+    """
+    head = output_head(model)
+    found: list[torch.Tensor] = []
+
+    def score(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        handle.remove()  # the chunks go through the head too
+        found.append(chunked_losses(head, inputs[0], targets_BT, chunk_logits))
+        return (inputs[0][:, :1],)  # what the model itself goes on with is thrown away
+
+    handle = head.register_forward_pre_hook(score)
+    try:
+        model(input_ids=input_ids_BT, use_cache=False)
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def chunked_losses(
+    head: torch.nn.Module, hidden_BTD: torch.Tensor, targets_BT: torch.Tensor, chunk_logits: int
+) -> torch.Tensor:
+    """Cross-entropy of head(hidden) against the targets, [B, T] fp32, a chunk of tokens at a time."""
+    vocabulary = cast(torch.Tensor, head.weight).shape[0]
+    rows = max(1, chunk_logits // vocabulary)
+
+    def losses_N(hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(head(hidden_ND).float(), targets_N, ignore_index=-100, reduction="none")
+
+    chunks = zip(hidden_BTD.flatten(0, 1).split(rows), targets_BT.flatten().split(rows), strict=True)
+    losses: Any = [
+        checkpoint(losses_N, *chunk, use_reentrant=False) if torch.is_grad_enabled() else losses_N(*chunk)
+        for chunk in chunks
+    ]
+    return torch.cat(losses).view(targets_BT.shape)
+
+
+def output_head(model: torch.nn.Module) -> torch.nn.Module:
+    """The module that makes logits of hidden states, found through wrappers (DDP has no such method of its own)."""
+    inner: Any = model
+    while not hasattr(inner, "get_output_embeddings"):
+        inner = inner.module
+    return inner.get_output_embeddings()
+
+
+def next_token_count(targets_BT: torch.Tensor) -> torch.Tensor:
+    """Targets that are counted (not -100), as a float64 scalar: what the sum of `token_losses` is divided by."""
+    return (targets_BT != -100).sum(dtype=torch.float64)

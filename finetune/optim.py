@@ -41,7 +41,7 @@ def build_optimizer(
     ]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.adam_beta2), eps=1e-8, fused=True)
 
 
 def warmup_updates(settings: TrainSettings, total_updates: int) -> int:
@@ -51,10 +51,11 @@ def warmup_updates(settings: TrainSettings, total_updates: int) -> int:
     return math.ceil(0.06 * total_updates)
 
 
-def lr_factor(update: int, total_updates: int, warmup: int, shape: str) -> float:
+def lr_factor(update: int, total_updates: int, warmup: int, shape: str, end: float = 0.0) -> float:
     """The learning rate of an update (0-based) as a share of its peak.
 
-    The same numbers as transformers' get_{linear,cosine,constant}_schedule_with_warmup. A function, because an
+    With `end` 0 the same numbers as transformers' get_{linear,cosine,constant}_schedule_with_warmup; else linear and
+    cosine fall to that share of the peak instead, as nanoGPT's `min_lr` does. A function, because an
     object would have to be saved, and a prepared one steps once for each process.
     """
     if update < warmup:
@@ -62,9 +63,8 @@ def lr_factor(update: int, total_updates: int, warmup: int, shape: str) -> float
     if shape == "constant":
         return 1.0
     progress = (update - warmup) / max(1, total_updates - warmup)
-    if shape == "cosine":
-        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-    return max(0.0, 1.0 - progress)
+    left = 0.5 * (1.0 + math.cos(math.pi * progress)) if shape == "cosine" else 1.0 - progress
+    return end + (1.0 - end) * max(0.0, left)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -87,7 +87,7 @@ class Trainer:
         )
         with progress_bar(accelerator, "train", total, "update", done=progress.update) as bar:
             for update in updates:
-                set_lr(optimizer, lr_factor(progress.update, total, warmup, settings.lr_schedule))
+                set_lr(optimizer, lr_factor(progress.update, total, warmup, settings.lr_schedule, settings.lr_end))
                 loss, grad_norm, self.stopped_by = self._update(model, optimizer, progress.update, update)
                 progress.update += 1
                 progress.rows += update.rows
