@@ -53,6 +53,7 @@ def run(options: RunOptions) -> int:
             for note in record.content["data"]["notes"]:
                 say(accelerator, f"note: {note}")
             baselines = task.baselines(accelerator) if task.baselines else []
+            samples = task.samples(task.model) if task.samples and accelerator.is_main_process else []
             seconds.stop("baselines_s")
             before, progress = trainer.fit(resume=options.resume is not None)
             seconds.stop("train_s")
@@ -73,7 +74,7 @@ def run(options: RunOptions) -> int:
             exported = export(task, trainer, folder)
             record.update(**exported)
             refuse_unequal(exported["export_check"])
-            results = judge_export(task, accelerator, folder, baselines)
+            results = judge_export(task, accelerator, folder, baselines, samples)
             seconds.stop("eval_s")
             record.update(status="completed", **counts, **results, timing={**seconds.values, **speed})
             if accelerator.is_main_process:

@@ -13,6 +13,7 @@ from finetune.export import export_lines
 from finetune.hardware import peak_rss_mb
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from finetune.data.loader import LoadedData
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
     from finetune.task import Task
 
 
-def judge_export(task: Task, accelerator: Accelerator, folder: Path, baselines: list[Baseline]) -> dict[str, Any]:
+def judge_export(
+    task: Task, accelerator: Accelerator, folder: Path, baselines: list[Baseline], samples: list[dict[str, str]]
+) -> dict[str, Any]:
     """Load the exported model from disk and measure that one, in fp32: the numbers are the export's.
 
     Every process calls it; only the main one writes.
+
+    Args:
+        samples: what the model wrote before training.
 
     Returns:
         metrics, per_class, confusion, baselines, gains and peak_rss_mb as run.json holds them.
@@ -40,11 +46,20 @@ def judge_export(task: Task, accelerator: Accelerator, folder: Path, baselines: 
         _write_predictions(task, outputs["test"], folder / "predictions.parquet")
     return {
         **tables,
-        "baselines": {some.name: judge.judge("test", some.probabilities)["metrics"] for some in baselines},
+        "baselines": {some.name: judge.judge("test", some.outputs)["metrics"] for some in baselines},
         "baseline_notes": {some.name: some.note for some in baselines if some.note},
-        "gains": {some.name: judge.gain("test", outputs["test"], some.probabilities) for some in baselines},
+        "gains": {some.name: judge.gain("test", outputs["test"], some.outputs) for some in baselines},
+        **_samples(task, model, samples),
         "peak_rss_mb": peak_rss_mb(),
     }
+
+
+def _samples(task: Task, model: torch.nn.Module, before: list[dict[str, str]]) -> dict[str, Any]:
+    """What run.json holds of the samples: {"samples": [{"prompt", "before", "after"}]}; nothing without any."""
+    if task.samples is None or not before:
+        return {}
+    pairs = zip(before, task.samples(model), strict=True)
+    return {"samples": [{"prompt": a["prompt"], "before": a["text"], "after": b["text"]} for a, b in pairs]}
 
 
 def write_report(record: dict[str, Any], data: LoadedData, folder: Path) -> None:

@@ -73,7 +73,7 @@ def text_baselines(
         return [
             majority_class(labels, len(test), classes),
             tfidf_logreg(list(train["text"]), labels, list(test["text"]), classes=classes, seed=seed),
-            probed if not note else type(probed)(probed.name, probed.probabilities, note),
+            probed if not note else type(probed)(probed.name, probed.outputs, note),
         ]
 
     return compute

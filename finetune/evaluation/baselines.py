@@ -37,10 +37,13 @@ UNSPACED_SCRIPTS = re.compile(
 
 @dataclass(frozen=True)
 class Baseline:
-    """Class probabilities [rows, classes] of a simple model, and what the reader should know of how it was made."""
+    """A simple model's outputs on the test rows, [rows, K] as the task's own: class probabilities for a classifier.
+
+    The note is what the reader should know of how it was made.
+    """
 
     name: str
-    probabilities: Floats
+    outputs: Floats
     note: str = ""
 
 

@@ -34,6 +34,6 @@ def test_unigram_baseline_is_within_1_2_points(
     test_labels = np.asarray(data.splits["test"]["label"])
     assert (len(texts), len(test_labels)) == (train_rows, test_rows)
     result = tfidf_logreg(texts, labels, list(data.splits["test"]["text"]), classes=classes, seed=0, unigram=True)
-    accuracy = 100 * np.mean(result.probabilities.argmax(axis=1) == test_labels)
+    accuracy = 100 * np.mean(result.outputs.argmax(axis=1) == test_labels)
     assert accuracy == pytest.approx(published, abs=1.2)
     assert result.note == ""

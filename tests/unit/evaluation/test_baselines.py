@@ -16,12 +16,12 @@ GOOD, BAD = (
 
 def test_majority_answers_with_the_class_shares() -> None:
     result = majority_class([2, 2, 0, 2], eval_rows=3, classes=4)
-    assert result.probabilities.tolist() == [[0.25, 0, 0.75, 0]] * 3
+    assert result.outputs.tolist() == [[0.25, 0, 0.75, 0]] * 3
 
 
 def test_tfidf_learns_words() -> None:
     result = tfidf_logreg([*GOOD, *BAD] * 5, [1, 1, 0, 0] * 5, ["great", "awful"], classes=2, seed=0)
-    assert result.probabilities.argmax(axis=1).tolist() == [1, 0]
+    assert result.outputs.argmax(axis=1).tolist() == [1, 0]
     assert result.note == ""
 
 
@@ -33,28 +33,28 @@ def test_a_class_without_training_rows_keeps_its_column_and_gets_zero(baseline: 
     else:
         features = np.stack([labels, -labels], axis=1).astype(float)
         result = probe(features, labels, [[3.0, -3.0], [1.0, -1.0]], classes=5, seed=0)
-    assert result.probabilities.shape == (2, 5)
-    assert result.probabilities.argmax(axis=1).tolist() == [3, 1]
-    assert not result.probabilities[:, [0, 2, 4]].any()
-    np.testing.assert_allclose(result.probabilities.sum(axis=1), 1)
+    assert result.outputs.shape == (2, 5)
+    assert result.outputs.argmax(axis=1).tolist() == [3, 1]
+    assert not result.outputs[:, [0, 2, 4]].any()
+    np.testing.assert_allclose(result.outputs.sum(axis=1), 1)
 
 
 def test_a_single_training_class_is_answered_and_said() -> None:
     result = tfidf_logreg(GOOD, [1, 1], ["anything at all"], classes=2, seed=0)
-    assert result.probabilities.tolist() == [[0.0, 1.0]]
+    assert result.outputs.tolist() == [[0.0, 1.0]]
     assert "only one class" in result.note
 
 
 def test_chinese_is_read_by_characters() -> None:
     texts = ["这部电影非常好看我很喜欢", "演员非常好我喜欢这个故事", "这部电影太差了我很失望", "故事太差让人失望"] * 5
     result = tfidf_logreg(texts, [1, 1, 0, 0] * 5, ["音乐好看喜欢", "音乐太差失望"], classes=2, seed=0)
-    assert result.probabilities.argmax(axis=1).tolist() == [1, 0]
+    assert result.outputs.argmax(axis=1).tolist() == [1, 0]
     assert "character n-grams" in result.note
 
 
 def test_texts_without_any_word_are_read_by_characters() -> None:
     result = tfidf_logreg(["+ +", "+ + +", "- -", "- - -"] * 3, [1, 1, 0, 0] * 3, ["+", "-"], classes=2, seed=0)
-    assert result.probabilities.argmax(axis=1).tolist() == [1, 0]
+    assert result.outputs.argmax(axis=1).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_above_the_bound_a_seeded_sample_is_taken_and_said(monkeypatch: pytest.M
     first = tfidf_logreg(texts, labels, ["great"], classes=2, seed=0)
     assert first.note == "trained on a seeded sample of 12 of 20 rows"
     again = tfidf_logreg(texts, labels, ["great"], classes=2, seed=0)
-    np.testing.assert_array_equal(again.probabilities, first.probabilities)
+    np.testing.assert_array_equal(again.outputs, first.outputs)
     rows, note = sample_rows(20, seed=0)
     assert len(set(rows.tolist())) == 12
     assert note == first.note
@@ -89,7 +89,7 @@ def test_above_the_bound_a_seeded_sample_is_taken_and_said(monkeypatch: pytest.M
     assert rows.tolist() != other.tolist()
     # Rows chosen beforehand give what the baseline would have chosen itself.
     chosen = tfidf_logreg([texts[row] for row in rows], labels[rows], ["great"], classes=2, seed=0)
-    np.testing.assert_array_equal(chosen.probabilities, first.probabilities)
+    np.testing.assert_array_equal(chosen.outputs, first.outputs)
 
 
 def test_up_to_the_bound_all_rows_are_taken() -> None:
@@ -116,8 +116,8 @@ def test_probe_ignores_the_scale_of_features() -> None:
     features, labels = generator.normal(size=(80, 6)), generator.integers(0, 2, 80)
     scaled = features * [1e-3, 1, 10, 1e4, 1, 1] + [5, 0, -100, 0, 0, 3]
     np.testing.assert_allclose(
-        probe(scaled, labels, scaled, classes=2, seed=0).probabilities,
-        probe(features, labels, features, classes=2, seed=0).probabilities,
+        probe(scaled, labels, scaled, classes=2, seed=0).outputs,
+        probe(features, labels, features, classes=2, seed=0).outputs,
         atol=1e-8,
     )
 
