@@ -34,12 +34,13 @@ def print_plan(options: RunOptions) -> int:
     lines = [
         ("recipe", f"{loaded.name} ({loaded.origin})"),
         ("data", f"{task.data.name}: {', '.join(f'{name} {len(rows):,}' for name, rows in task.rows.items())} rows"),
-        ("labels", f"{len(task.data.labels)}: {', '.join(task.data.labels[:10])}"),
         ("model", task.files.name.partition("#")[0]),
         ("parameters", f"{total:,}, of which {trainable:,} ({trainable / total:.2%}) are trained"),
         ("updates", f"{plan.total_updates:,} of {settings.batch_size} rows ({plan.updates_per_epoch:,} an epoch)"),
         ("computes in", f"{precision}, {threads} threads, on {accelerator.device}"),
     ]
+    if task.data.labels:
+        lines.insert(2, ("labels", f"{len(task.data.labels)}: {', '.join(task.data.labels[:10])}"))
     if lengths is not None:
         with_buckets, without = (_padding(plan, lengths if yes else None, lengths) for yes in (True, False))
         lines.append(("padding", f"{with_buckets:.1%} of the tokens computed ({without:.1%} without length buckets)"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,16 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from finetune.files import write_atomically
-from finetune.report.summary import SHARES, clean, difference, p_text, reported_split, shown_metrics, title, verdict
+from finetune.report.card_tables import markdown, part, quoted_samples, result_tables, said_in
+from finetune.report.summary import (
+    clean,
+    difference,
+    reported_split,
+    shown_metrics,
+    title,
+    unit,
+    verdict,
+)
 
 PICTURE = "result.png"
 DATA_CARD = "data_card.md"
@@ -30,6 +39,7 @@ HUB_METRICS: dict[str, tuple[str, dict[str, str] | None]] = {
     "macro_recall": ("recall", {"average": "macro"}),
     "mcc": ("matthews_correlation", None),
     "ece": ("expected_calibration_error", None),
+    "perplexity": ("perplexity", None),
 }
 
 
@@ -53,11 +63,11 @@ def model_card(record: Mapping[str, Any], *, picture: bool = False, data_card: b
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    data, model, config = _part(record, "data"), _part(record, "model"), _part(record, "config")
+    data, model, config = part(record, "data"), part(record, "model"), part(record, "config")
     name, source = _name(record), _source(record)
     task = record.get("task", "text-classification")
     # The pipeline's own default would let a long text fail instead of being cut as it was in training.
-    max_tokens = _part(config, "data").get("max_tokens")
+    max_tokens = part(config, "data").get("max_tokens")
     labels = data.get("labels") or []
     return environment.from_string(template).render(
         metadata=_metadata(record, task).to_yaml().strip(),
@@ -67,15 +77,15 @@ def model_card(record: Mapping[str, Any], *, picture: bool = False, data_card: b
         picture_text="Scores of the fine-tuned model and of the baselines, with intervals",
         usable=reported_split(record) is not None,
         task=task,
-        example="Your text here.",
-        call_arguments=f", truncation=True, max_length={max_tokens}" if max_tokens else "",
+        **_example(record, task, max_tokens),
+        samples=quoted_samples(record),
         labels=", ".join(f"`{_code(label)}`" for label in labels[:MAX_LABELS])
         + (
             f" and {len(labels) - MAX_LABELS} more (`id2label` in model/config.json)"
             if len(labels) > MAX_LABELS
             else ""
         ),
-        tables=_tables(record),
+        tables=result_tables(record),
         data=_data_lines(data, source, data_card),
         training=_training_lines(record, model),
         command=record.get("command") or _command(record, config),
@@ -84,30 +94,30 @@ def model_card(record: Mapping[str, Any], *, picture: bool = False, data_card: b
     )
 
 
-def markdown(text: object) -> str:
-    """Text that shows as it is inside a Markdown line or table cell, whatever a label or file name holds."""
-    return re.sub(r"([\\`*\[\]<>|$]|\b_|_\b|~(?=~)|^[#+-])", r"\\\1", clean(text))
+def _example(record: Mapping[str, Any], task: str, max_tokens: int | None) -> dict[str, str]:
+    """Name, text and further arguments of the call that the card shows."""
+    if task == "text-generation":
+        prompts = part(part(record, "config"), "objective").get("prompts") or ["Once upon a time"]
+        return {"call": "generate", "example": json.dumps(prompts[0]), "call_arguments": ", max_new_tokens=60"}
+    arguments = f", truncation=True, max_length={max_tokens}" if max_tokens else ""
+    return {"call": "classify", "example": '"Your text here."', "call_arguments": arguments}
 
 
 def _code(text: object) -> str:
     return clean(text).replace("`", "'").replace("|", "\\|")
 
 
-def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return record.get(key) or {}
-
-
 def _name(record: Mapping[str, Any]) -> str:
-    return " on ".join(filter(None, [str(_part(record, "recipe").get("name") or "a recipe"), _source(record)]))
+    return " on ".join(filter(None, [str(part(record, "recipe").get("name") or "a recipe"), _source(record)]))
 
 
 def _source(record: Mapping[str, Any]) -> str:
-    stated = _part(record, "data").get("card") or _part(_part(record, "config"), "data").get("source") or ""
+    stated = part(record, "data").get("card") or part(part(record, "config"), "data").get("source") or ""
     return str(stated)
 
 
 def _metadata(record: Mapping[str, Any], task: str) -> ModelCardData:
-    model, data, split = _part(record, "model"), _part(record, "data"), reported_split(record)
+    model, data, split = part(record, "model"), part(record, "data"), reported_split(record)
     source = _source(record)
     results = []
     for metric, score in (record["metrics"][split] if split else {}).items():
@@ -153,7 +163,7 @@ def _is_hub_id(name: object) -> bool:
 def _summary(record: Mapping[str, Any], name: str, source: str) -> str:
     split = reported_split(record)
     # A wheel's source ends in its hash, which stands among the training facts; its last folder names the model.
-    base = markdown(str(_part(record, "model").get("name") or "a pretrained model").partition("#")[0])
+    base = markdown(str(part(record, "model").get("name") or "a pretrained model").partition("#")[0])
     lines = [f"{base}, fine-tuned" + (f" on {markdown(source)}." if source else ".")]
     if record.get("status", "completed") != "completed":
         lines.append(f"**The run did not finish (status: {markdown(record['status'])}).**")
@@ -161,70 +171,16 @@ def _summary(record: Mapping[str, Any], name: str, source: str) -> str:
         metric = shown_metrics(record["metrics"][split])[0]
         score = record["metrics"][split][metric]
         lines.append(
-            f"On {score['n']:,} {split} rows its {title(metric)} is {score['value']:.3f} "
+            f"On {score['n']:,} {split} {unit(record)} its {title(metric)} is {score['value']:.3f} "
             f"(95 % interval {score['low']:.3f} to {score['high']:.3f})."
         )
-    for baseline, gain in sorted(_part(record, "gains").items(), key=lambda item: item[1]["value"])[:1]:
+    for baseline, gain in sorted(part(record, "gains").items(), key=lambda item: item[1]["value"])[:1]:
         value, low, high = (difference(gain["metric"], gain[key]) for key in ("value", "low", "high"))
         lines.append(
             f"Against the strongest baseline ({markdown(baseline)}) that is {value} [{low}, {high}] "
-            f"{'points, ' if gain['metric'] in SHARES else ''}paired over the same rows: {verdict(gain)}."
+            f"{said_in(gain['metric'])}paired over the same {unit(record)}: {verdict(gain)}."
         )
     return "\n".join(lines)
-
-
-def _tables(record: Mapping[str, Any]) -> list[str]:
-    split = reported_split(record)
-    if split is None:
-        return ["There are none: the run ended before it was evaluated."]
-    metrics, baselines, gains = record["metrics"][split], _part(record, "baselines"), _part(record, "gains")
-    tables = []
-    for part in _columns(list(metrics), 4):
-        rows = [["", *(title(metric) for metric in part)]]
-        for name, scores in {"fine-tuned": metrics, **baselines}.items():
-            rows.append([markdown(name), *(_score(scores.get(metric)) for metric in part)])
-        tables.append(_table(rows))
-    if gains:
-        rows = [["fine-tuned against", "metric", "gain", "95 % interval", "p (McNemar, exact)", "so it is"]]
-        for name, gain in gains.items():
-            value, low, high = (difference(gain["metric"], gain[key]) for key in ("value", "low", "high"))
-            rows.append(
-                [markdown(name), title(gain["metric"]), value, f"{low} to {high}", p_text(gain["p"]), verdict(gain)]
-            )
-        tables.append("Paired over the same rows; shares in points:\n\n" + _table(rows))
-    classes = _part(record, "per_class").get(split) or []
-    if classes:
-        rows = [["class", "precision", "recall", "F1", "rows"]]
-        rows += [
-            [
-                markdown(row["label"]),
-                *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")),
-                f"{row['support']:,}",
-            ]
-            for row in classes
-        ]
-        tables.append(_table(rows))
-    notes = [f"- {markdown(name)}: {markdown(note)}" for name, note in _part(record, "baseline_notes").items() if note]
-    if notes:
-        tables.append("\n".join(notes))
-    tables.append(
-        f"Split: {split}. Intervals are bootstraps over rows (2,000 resamples); they say nothing of another training "
-        "seed. Macro scores average over the classes that occur."
-    )
-    return tables
-
-
-def _columns(names: Sequence[str], width: int) -> list[Sequence[str]]:
-    return [names[start : start + width] for start in range(0, len(names), width)]
-
-
-def _score(score: Mapping[str, Any] | None) -> str:
-    return "–" if score is None else f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def _data_lines(data: Mapping[str, Any], source: str, data_card: bool) -> list[str]:
@@ -242,7 +198,7 @@ def _data_lines(data: Mapping[str, Any], source: str, data_card: bool) -> list[s
 
 
 def _training_lines(record: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
-    hardware, timing = _part(record, "hardware"), _part(record, "timing")
+    hardware, timing = part(record, "hardware"), part(record, "timing")
     lines = []
     if model.get("name"):
         at = f" at revision {markdown(model['revision'])}" if model.get("revision") else ""
@@ -265,8 +221,8 @@ def _training_lines(record: Mapping[str, Any], model: Mapping[str, Any]) -> list
 
 
 def _command(record: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    parts = ["finetune", "run", str(_part(record, "recipe").get("name") or "RECIPE")]
-    if _part(config, "data").get("source"):
+    parts = ["finetune", "run", str(part(record, "recipe").get("name") or "RECIPE")]
+    if part(config, "data").get("source"):
         parts += ["--data", str(config["data"]["source"])]
     return shlex.join([*parts, "--seed", str(record.get("seed", 0))])
 
@@ -277,7 +233,7 @@ def _limits(record: Mapping[str, Any]) -> list[str]:
     split = reported_split(record)
     if split is None:
         return [*lines, "This model was never evaluated. Do not use it."]
-    metrics, classes = record["metrics"][split], _part(record, "per_class").get(split) or []
+    metrics, classes = record["metrics"][split], part(record, "per_class").get(split) or []
     if split != "test":
         lines.append(f"There was no test split: the {split} split that chose the weights flatters them.")
     few = [row["label"] for row in classes if row["support"] < FEW_ROWS]
@@ -287,7 +243,7 @@ def _limits(record: Mapping[str, Any]) -> list[str]:
     missed = [row["label"] for row in classes if row["support"] and not row["recall"]]
     if missed:
         lines.append("Never found: " + ", ".join(markdown(label) for label in missed[:8]) + ".")
-    for name, gain in _part(record, "gains").items():
+    for name, gain in part(record, "gains").items():
         if verdict(gain) == "worse":
             lines.append(f"It is worse than the baseline {markdown(name)} on these rows.")
         elif verdict(gain) != "better":

@@ -16,7 +16,18 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from finetune.history import read_history
-from finetune.report.summary import SHARES, clean, cut, difference, reported_split, shown_metrics, title
+from finetune.report.summary import (
+    LOWER_IS_BETTER,
+    PERCENT,
+    SHARES,
+    clean,
+    cut,
+    difference,
+    reported_split,
+    shown_metrics,
+    title,
+    unit,
+)
 
 # Okabe and Ito's colours, which people with any kind of colour blindness can tell apart; markers differ as well.
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#7F7F7F", "#222222"
@@ -62,6 +73,7 @@ def _scores(axes: Axes, record: Mapping[str, Any], split: str) -> None:
     scores = sorted(
         ((name, values[metric]) for name, values in named.items() if metric in values),
         key=lambda item: item[1]["value"],
+        reverse=metric in LOWER_IS_BETTER,  # the best on top
     )
     for y, (name, score) in enumerate(scores):
         ours = name == "fine-tuned"
@@ -91,7 +103,9 @@ def _scores(axes: Axes, record: Mapping[str, Any], split: str) -> None:
         tick.set_fontweight("bold" if name == "fine-tuned" else "normal")
     axes.set_ylim(-0.6, len(scores) - 0.3)
     axes.margins(x=0.09)
-    axes.set_xlabel(f"{title(metric)} on {metrics[metric]['n']:,} {split} rows (line: 95 % interval)", fontsize=10)
+    lower = ", lower is better" if metric in LOWER_IS_BETTER else ""
+    on = f"{metrics[metric]['n']:,} {split} {unit(record)}"
+    axes.set_xlabel(f"{title(metric)} on {on} (line: 95 % interval{lower})", fontsize=10)
     source = clean((record.get("data") or {}).get("card") or "")
     recipe = clean((record.get("recipe") or {}).get("name") or "")
     heading = " on ".join(filter(None, [recipe, source])) or "results"
@@ -105,9 +119,11 @@ def _bought(record: Mapping[str, Any]) -> str:
     if not gains:
         return ""
     name, gain = min(gains.items(), key=lambda item: item[1]["value"])
-    unit = " points" if gain["metric"] in SHARES else ""
+    of = " points" if gain["metric"] in SHARES else ""
     value, low, high = (difference(gain["metric"], gain[key]) for key in ("value", "low", "high"))
-    return f"{value}{unit} [{low}, {high}] against {cut(clean(name), 28)}"
+    if gain["metric"] in PERCENT:
+        return f"{value} [{low}, {high}] {PERCENT[gain['metric']]} than {cut(clean(name), 28)}"
+    return f"{value}{of} [{low}, {high}] against {cut(clean(name), 28)}"
 
 
 def _training(

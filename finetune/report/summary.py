@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ NAME_WIDTH = 30
 LABEL_WIDTH = 40
 
 # Metrics of which all or some are shown side by side, in this order; a task with others shows its first ones.
-SHOWN_METRICS = ("accuracy", "macro_f1", "mcc")
+SHOWN_METRICS = ("accuracy", "macro_f1", "mcc", "perplexity", "bits_per_byte")
 METRIC_TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
@@ -21,9 +22,15 @@ METRIC_TITLES = {
     "macro_recall": "macro recall",
     "mcc": "Matthews correlation",
     "ece": "calibration error",
+    "bits_per_byte": "bits per byte",
+    "loss": "loss (nats a token)",
 }
 # Differences of these are said in points (hundredths).
 SHARES = frozenset({"accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall"})
+# A share of the baseline's own value, said in per cent.
+PERCENT = {"perplexity_reduction": "% lower perplexity"}
+LOWER_IS_BETTER = frozenset({"ece", "perplexity", "bits_per_byte", "loss"})
+SAMPLE_LINES = 3
 
 
 def summary_table(record: Mapping[str, Any]) -> str:
@@ -39,7 +46,7 @@ def summary_table(record: Mapping[str, Any]) -> str:
     data = record.get("data") or {}
     rows = next(iter(metrics.values()))["n"]
     source = clean(data.get("card") or (record.get("config") or {}).get("data", {}).get("source") or "data")
-    blocks = [_scores(f"{cut(source, 44)} {split}, {rows:,} rows", metrics, record.get("baselines") or {})]
+    blocks = [_scores(f"{cut(source, 44)} {split}, {rows:,} {unit(record)}", metrics, record.get("baselines") or {})]
     if record.get("gains"):
         blocks.append(_gains(record["gains"]))
     classes = (record.get("per_class") or {}).get(split) or []
@@ -47,6 +54,7 @@ def summary_table(record: Mapping[str, Any]) -> str:
         blocks.append(_classes(classes))
     elif classes:
         blocks.append(f"{len(classes)} classes: run.json holds the scores of each.")
+    blocks += [_sample(sample) for sample in record.get("samples") or []]
     return "\n\n".join(blocks)
 
 
@@ -64,6 +72,16 @@ def shown_metrics(metrics: Mapping[str, Any], most: int = 3) -> list[str]:
     return ([name for name in SHOWN_METRICS if name in metrics] or list(metrics))[:most]
 
 
+def unit(record: Mapping[str, Any]) -> str:
+    """What a score's n counts."""
+    return "documents" if record.get("task") == "text-generation" else "rows"
+
+
+def gain_unit(metric: str) -> str:
+    """What a gain's numbers are: "points of accuracy", "% lower perplexity", or the metric's own name."""
+    return PERCENT.get(metric, f"{'points of ' if metric in SHARES else ''}{title(metric)}")
+
+
 def title(metric: str) -> str:
     """A metric's name as a reader would write it."""
     return METRIC_TITLES.get(metric, metric.replace("_", " "))
@@ -77,8 +95,8 @@ def verdict(gain: Mapping[str, Any]) -> str:
 
 
 def difference(metric: str, value: float) -> str:
-    """A signed difference: in points for shares, else in the metric's own unit."""
-    return f"{100 * value:+.1f}" if metric in SHARES else f"{value:+.3f}"
+    """A signed difference: in points for shares, in per cent for reductions, else in the metric's own unit."""
+    return f"{100 * value:+.1f}" if metric in SHARES or metric in PERCENT else f"{value:+.3f}"
 
 
 def p_text(p: float) -> str:
@@ -108,8 +126,7 @@ def _score(score: Mapping[str, Any] | None) -> str:
 
 def _gains(gains: Mapping[str, Any]) -> str:
     metric = next(iter(gains.values()))["metric"]
-    unit = "points of " if metric in SHARES else ""
-    lines = [pad("fine-tuned against", NAME_WIDTH) + pad(f"{unit}{title(metric)}", 31) + pad("p", 10) + "so it is"]
+    lines = [pad("fine-tuned against", NAME_WIDTH) + pad(gain_unit(metric), 31) + pad("p", 10) + "so it is"]
     for name, gain in gains.items():
         low, high = difference(gain["metric"], gain["low"]), difference(gain["metric"], gain["high"])
         cells = pad(f"{difference(gain['metric'], gain['value'])} [{low}, {high}]", 31) + pad(p_text(gain["p"]), 10)
@@ -124,6 +141,14 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
         scores = f"{row['precision']:>9.3f}  {row['recall']:>6.3f}  {row['f1']:>6.3f}  {row['support']:>8,}"
         lines.append(pad(cut(clean(row["label"]), LABEL_WIDTH), width) + scores)
     return "\n".join(lines)
+
+
+def _sample(sample: Mapping[str, Any]) -> str:
+    lines = [cut(f"prompt  {clean(sample['prompt'])}", WIDTH)]
+    for name in ("before", "after"):
+        wrapped = textwrap.wrap(clean(sample[name]), WIDTH - 8, max_lines=SAMPLE_LINES, placeholder=" …")
+        lines += [cut(f"{name if not number else '':<8}{line}", WIDTH) for number, line in enumerate(wrapped or [""])]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def clean(text: object) -> str:
