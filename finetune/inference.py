@@ -14,14 +14,21 @@ from finetune.data.tokens import pad_tokens
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.predict import predict_rows
 from finetune.hardware import use_threads
+from finetune.language_modeling import generate
 from finetune.prediction_files import check_out, read_rows, write_rows
 from finetune.run_folder import read_record
 
+NEW_TOKENS = 100
 _DAMAGED = "The folder is not whole; copy it again from where the run was made."
 
 
-def predict(run: str, texts: list[str] | None, file: str | None, out: str | None, column: str | None) -> int:
-    """Print predictions for texts, or write a file's rows with `prediction` and `probability` added.
+def predict(
+    run: str, texts: list[str] | None, file: str | None, out: str | None, column: str | None, tokens: int | None = None
+) -> int:
+    """Print predictions for texts, or write a file's rows with `prediction` and `probability` (`generated`) added.
+
+    Args:
+        tokens: most tokens that a language model writes after each text; None takes 100.
 
     Raises:
         ConfigError: no finished run there, labels of record and model differ, or flags that don't go together.
@@ -35,21 +42,90 @@ def predict(run: str, texts: list[str] | None, file: str | None, out: str | None
         raise ConfigError("--text is empty.", "There is nothing to predict; leave it out.")
     if out is not None:
         check_out(Path(out))
-    classifier = TextClassifier(Path(run))
+    record = _completed(Path(run))
+    if tokens is not None and (record["task"] != "text-generation" or tokens < 1):
+        raise ConfigError(f"--max-new-tokens {tokens} is a number from 1 on, for a language model's run.")
+    predictor: TextGenerator | TextClassifier
+    if record["task"] == "text-generation":
+        predictor = TextGenerator(Path(run), record, tokens or NEW_TOKENS)
+    else:
+        predictor = TextClassifier(Path(run))
     if file is None or out is None:
-        for text, prediction in zip(texts or [], classifier(texts or []), strict=True):
+        for text, prediction in zip(texts or [], predictor(texts or []), strict=True):
             print(json.dumps({"text": text, **prediction}, ensure_ascii=False))
         return 0
-    columns, name = read_rows(Path(file), column, classifier.text_column)
-    clash = [added for added in ("prediction", "probability") if added in columns]
+    columns, name = read_rows(Path(file), column, predictor.text_column)
+    clash = [added for added in predictor.added if added in columns]
     if clash:
         raise DataError(f"{file} has a column {clash[0]!r} already.", "Rename it; nothing is overwritten.")
-    predictions = classifier(columns[name])
-    for added in ("prediction", "probability"):
+    predictions = predictor(columns[name])
+    for added in predictor.added:
         columns[added] = [prediction[added] for prediction in predictions]
     write_rows(columns, Path(out))
     print(f"{out}: {len(predictions):,} rows")
     return 0
+
+
+def _completed(run: Path) -> dict[str, Any]:
+    record = read_record(run)
+    if record["status"] != "completed":
+        raise ConfigError(f"{run} is {record['status']}, not completed.", f"Finish it: finetune run --resume {run}")
+    return record
+
+
+def _loaded(folder: Path, auto_class: str) -> tuple[Any, Any]:
+    """Tokenizer and model in fp32, as anybody would load them; whatever is wrong with the folder is one message."""
+    import transformers
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # A folder that isn't there would be taken for the name of a model on the hub.
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder / 'config.json'} is not there.", _DAMAGED)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, info = getattr(transformers, auto_class).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+        # Many kinds, because each file of a model folder is read by another library.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{folder} can't be loaded: {reason}", _DAMAGED) from None
+    if info["missing_keys"]:
+        # transformers would predict with random numbers in their place.
+        raise ConfigError(f"{folder} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}.", _DAMAGED)
+    return tokenizer, model
+
+
+def _accelerator() -> Any:
+    from accelerate import Accelerator
+
+    from finetune.hardware import has_accelerator
+
+    use_threads("auto")
+    return Accelerator(cpu=not has_accelerator())
+
+
+class TextGenerator:
+    """A run's exported language model, in fp32: what it goes on with after a text, sampled with the run's seed.
+
+    Raises:
+        ConfigError: the model can't be loaded.
+    """
+
+    added = ("generated",)
+
+    def __init__(self, run: Path, record: dict[str, Any], tokens: int) -> None:
+        self.tokens, self.seed = tokens, record["seed"]
+        self.text_column = record["config"].get("data", {}).get("text")
+        self.tokenizer, self.model = _loaded(run / "model", "AutoModelForCausalLM")
+        self.model.to(_accelerator().device)
+
+    def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
+        """What follows each text, in order."""
+        return [{"generated": generate(self.model, self.tokenizer, text, self.tokens, self.seed)} for text in texts]
 
 
 class TextClassifier:
@@ -59,40 +135,17 @@ class TextClassifier:
         ConfigError: the run has no finished model, or its labels are not the record's.
     """
 
+    added = ("prediction", "probability")
+
     def __init__(self, run: Path) -> None:
-        from accelerate import Accelerator
-        from safetensors import SafetensorError
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-        from transformers.utils import logging
-
-        from finetune.hardware import has_accelerator
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        record = read_record(run)
-        if record["status"] != "completed":
-            raise ConfigError(f"{run} is {record['status']}, not completed.", f"Finish it: finetune run --resume {run}")
+        record, folder = _completed(run), run / "model"
         if record["task"] != "text-classification":
-            raise ConfigError(f"{run} is a {record['task']} run; predict knows text-classification.")
-        folder = run / "model"
-        # A folder that isn't there would be taken for the name of a model on the hub.
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"{folder / 'config.json'} is not there.", _DAMAGED)
-        self.text_column = record["config"].get("data", {}).get("text")
-        use_threads("auto")
-        self._accelerator = Accelerator(cpu=not has_accelerator())
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            raise ConfigError(
+                f"{run} is a {record['task']} run; predict knows text-classification and text-generation."
             )
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
-            # Many kinds, because each file of a model folder is read by another library.
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(f"{folder} can't be loaded: {reason}", _DAMAGED) from None
-        if info["missing_keys"]:
-            # transformers would predict with random numbers in their place.
-            raise ConfigError(f"{folder} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}.", _DAMAGED)
+        self.text_column = record["config"].get("data", {}).get("text")
+        self.tokenizer, self.model = _loaded(folder, "AutoModelForSequenceClassification")
+        self._accelerator = _accelerator()
         self.model.to(self._accelerator.device)
         names = self.model.config.id2label
         self.labels = [names.get(index, "?") for index in range(self.model.config.num_labels)]

@@ -11,9 +11,11 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "predict",
         help="use a run's model on new texts or a file",
         description="Predict with a run's exported model: one text after --text, or every row of a file.\n"
-        "Probabilities come with each prediction. A file keeps its columns; prediction and probability are added.",
+        "Probabilities come with each prediction. A file keeps its columns; prediction and probability are added.\n"
+        "A language model goes on from each text instead, with the run's seed; `generated` is added.",
         epilog='Examples:\n  finetune predict runs/latest --text "A dull, clumsy film."\n'
-        "  finetune predict runs/latest --file new.csv --out labelled.csv",
+        "  finetune predict runs/latest --file new.csv --out labelled.csv\n"
+        '  finetune predict runs/latest --text "Once upon a time" --max-new-tokens 200',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -23,10 +25,14 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     what.add_argument("--file", metavar="IN", help="CSV, TSV, JSONL or Parquet with a text column")
     parser.add_argument("--out", metavar="OUT", help="with --file: where to write, .csv, .tsv, .jsonl or .parquet")
     parser.add_argument("--column", metavar="NAME", help="with --file: the text column, where it has another name")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="most tokens that a language model writes (default: 100)"
+    )
     parser.set_defaults(call=_predict)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     from finetune.inference import predict
 
-    return predict(arguments.run, arguments.text, arguments.file, arguments.out, arguments.column)
+    given = (arguments.run, arguments.text, arguments.file, arguments.out, arguments.column)
+    return predict(*given, tokens=arguments.max_new_tokens)

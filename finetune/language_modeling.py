@@ -1,0 +1,161 @@
+"""The parts of a causal language model's task that are the same for every recipe: rows, losses, samples, files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from finetune.data.blocks import Blocks, pack, pad_blocks
+from finetune.data.tokens import tokenize
+from finetune.evaluation.predict import predict_rows
+from finetune.objectives import token_losses
+from finetune.randomness import seed_torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
+    from finetune.config import PlainTextData
+    from finetune.data.loader import LoadedData
+    from finetune.evaluation.baselines import Baseline
+    from finetune.task import Batch, Rows
+
+TokenLosses = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def pack_splits(
+    data: LoadedData, tokenizer: PreTrainedTokenizerBase, settings: PlainTextData
+) -> tuple[dict[str, Blocks], dict[str, np.ndarray]]:
+    """Blocks of each split, and the UTF-8 bytes of each of its documents, [documents].
+
+    A document's first token is predicted from the token that its tokenizer puts in front (Llama's <s>), else from the
+    end token, as in GPT-2's pretraining, where documents follow each other. Passages of one text have no ends between.
+    """
+    own_start = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id is not None
+    before = None if data.passages else tokenizer.bos_token_id if own_start else tokenizer.eos_token_id
+    end = None if data.passages else tokenizer.eos_token_id
+    rows, text_bytes = {}, {}
+    for name, split in data.splits.items():
+        tokens = tokenize(split, tokenizer, sys.maxsize, label=None)
+        across = settings.pack_across_documents or data.passages
+        rows[name] = pack(tokens, settings.block_tokens, before=before, end=end, across=across)
+        text_bytes[name] = np.array([len(text.encode()) for text in split["text"]])
+    return rows, text_bytes
+
+
+def usable_losses(model: torch.nn.Module) -> tuple[TokenLosses, list[str]]:
+    """`token_losses` where it equals the model's own logits, else cross-entropy of whole logits, and a note saying so.
+
+    Some models change what their head returns (Gemma 2 caps it, Cohere scales it), which chunks would miss.
+    """
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator, union-attr]
+    ids = torch.arange(8)[None, :] % vocabulary
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        same = torch.allclose(
+            token_losses(model, ids, ids.roll(-1, 1)), _whole_losses(model, ids, ids.roll(-1, 1)), rtol=1e-3, atol=1e-3
+        )
+    model.train(training)
+    if same:
+        return token_losses, []
+    return _whole_losses, ["the model changes its head's logits, so they are computed whole: it takes more memory"]
+
+
+def _whole_losses(model: torch.nn.Module, input_ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits
+    losses = F.cross_entropy(
+        logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=-100, reduction="none"
+    )
+    return losses.view(targets_BT.shape)
+
+
+def losses_by_position(losses: TokenLosses, block_tokens: int) -> Callable[[torch.nn.Module, Batch], torch.Tensor]:
+    """(model, batch) to the loss of every target, [rows, block_tokens], 0 beyond a row's end: a Task's `outputs`."""
+
+    def outputs(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        found_BT = losses(model, batch["input_ids"], batch["targets"])
+        return F.pad(found_BT, (0, block_tokens - found_BT.shape[1]))
+
+    return outputs
+
+
+def before_training(
+    name: str, model: torch.nn.Module, rows: Rows, outputs: Callable[[torch.nn.Module, Batch], torch.Tensor]
+) -> Callable[[Accelerator], list[Baseline]]:
+    """The model as it came, on the test rows in fp32, as the exported one is judged: a Task's `baselines`."""
+
+    def compute(accelerator: Accelerator) -> list[Baseline]:
+        from finetune.evaluation.baselines import Baseline
+
+        model.to(accelerator.device)
+        found = predict_rows(model, rows, pad_blocks, outputs, accelerator, name)
+        return [Baseline(name, found.astype(np.float64))] if accelerator.is_main_process else []
+
+    return compute
+
+
+def sampler(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], tokens: int, seed: int
+) -> Callable[[torch.nn.Module], list[dict[str, str]]] | None:
+    """A model to what it writes after each prompt: a Task's `samples`. None without prompts or tokens."""
+    if not prompts or not tokens:
+        return None
+
+    def samples(model: torch.nn.Module) -> list[dict[str, str]]:
+        return [{"prompt": prompt, "text": generate(model, tokenizer, prompt, tokens, seed)} for prompt in prompts]
+
+    return samples
+
+
+def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int, seed: int) -> str:
+    """What the model writes after a prompt: up to `tokens` sampled tokens, the same for the same seed.
+
+    Sampled at temperature 0.8 among the 50 likeliest tokens: without chance small models repeat themselves, and with
+    all tokens they stumble. A prompt that leaves no room in the model's context loses its beginning.
+    """
+    training = model.training
+    model.eval()
+    encoded = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    if not encoded.numel():
+        encoded = torch.tensor([[tokenizer.bos_token_id or tokenizer.eos_token_id or 0]])
+    room = getattr(model.config, "max_position_embeddings", None)
+    encoded = encoded[:, -max(1, room - tokens) :] if room else encoded
+    device = next(model.parameters()).device
+    seed_torch(seed, "samples", prompt)
+    with torch.inference_mode():
+        written = model.generate(
+            encoded.to(device),
+            attention_mask=torch.ones_like(encoded).to(device),
+            do_sample=True,
+            temperature=0.8,
+            top_k=min(50, model.config.vocab_size),
+            max_new_tokens=tokens,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        )
+    model.train(training)
+    return str(tokenizer.decode(written[0, encoded.shape[1] :], skip_special_tokens=True))
+
+
+def save_language_model(tokenizer: PreTrainedTokenizerBase) -> Callable[[torch.nn.Module, Path], None]:
+    """A function that writes model, tokenizer and configuration as plain `transformers` reads them."""
+
+    def save(model: Any, folder: Path) -> None:
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+
+    return save
+
+
+def document_notes(rows: Mapping[str, Blocks]) -> list[str]:
+    """How many documents and tokens each split has, beside its blocks."""
+    counts = (
+        f"{name} {len(some.document_ends):,} with {int(some.targets.sum()):,} tokens" for name, some in rows.items()
+    )
+    return ["documents: " + ", ".join(counts)]
