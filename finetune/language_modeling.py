@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-    from finetune.config import PlainTextData
     from finetune.data.loader import LoadedData
     from finetune.evaluation.baselines import Baseline
     from finetune.task import Batch, Rows
@@ -30,7 +29,7 @@ TokenLosses = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], torch.Tens
 
 
 def pack_splits(
-    data: LoadedData, tokenizer: PreTrainedTokenizerBase, settings: PlainTextData
+    data: LoadedData, tokenizer: PreTrainedTokenizerBase, block_tokens: int, across: bool
 ) -> tuple[dict[str, Blocks], dict[str, np.ndarray]]:
     """Blocks of each split, and the UTF-8 bytes of each of its documents, [documents].
 
@@ -43,8 +42,7 @@ def pack_splits(
     rows, text_bytes = {}, {}
     for name, split in data.splits.items():
         tokens = tokenize(split, tokenizer, sys.maxsize, label=None)
-        across = settings.pack_across_documents or data.passages
-        rows[name] = pack(tokens, settings.block_tokens, before=before, end=end, across=across)
+        rows[name] = pack(tokens, block_tokens, before=before, end=end, across=across or data.passages)
         text_bytes[name] = np.array([len(text.encode()) for text in split["text"]])
     return rows, text_bytes
 
@@ -54,7 +52,7 @@ def usable_losses(model: torch.nn.Module) -> tuple[TokenLosses, list[str]]:
 
     Some models change what their head returns (Gemma 2 caps it, Cohere scales it), which chunks would miss.
     """
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator, union-attr]
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     ids = torch.arange(8)[None, :] % vocabulary
     training = model.training
     model.eval()

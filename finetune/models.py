@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +88,15 @@ def load_pretrained(
             "These would silently be random numbers. Name a model of the right architecture.",
         )
     return model.train(), fresh
+
+
+def random_weights(config: PretrainedConfig, seed: int) -> ModelFiles:
+    """What a record says of a model that starts from no weights: its architecture, and a hash of that and the seed."""
+    from finetune.data.sources import ModelFiles
+
+    content = json.dumps([config.to_dict(), seed], sort_keys=True, default=str)
+    name = f"random weights ({config.model_type})"
+    return ModelFiles(Path(), name, None, hashlib.sha256(content.encode()).hexdigest())
 
 
 def set_dropout(config: PretrainedConfig, probability: float, name: str) -> None:

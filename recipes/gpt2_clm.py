@@ -51,7 +51,7 @@ def build(recipe: Recipe) -> Task:
     data = load_data(recipe.data, {"text": recipe.data.text})
     files = resolve_model(recipe.model.name, recipe.model.revision)
     tokenizer = load_tokenizer(files)
-    rows, text_bytes = pack_splits(data, tokenizer, recipe.data)
+    rows, text_bytes = pack_splits(data, tokenizer, recipe.data.block_tokens, recipe.data.pack_across_documents)
     model, _ = load_pretrained(AutoModelForCausalLM, files, dropout=recipe.model.dropout)
     losses_BT, notes = usable_losses(model)
     outputs = losses_by_position(losses_BT, recipe.data.block_tokens)

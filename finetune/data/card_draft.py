@@ -54,8 +54,9 @@ def draft_card(settings: DataSettings, roles: Mapping[str, str | None], out: Pat
         splits = {split: datasets.Dataset.from_file(str(path)) for split, path in staged.files.items()}
         measured = measure(splits, staged.labels)
         del splits  # unmapped before the folder goes
+    task = "text-classification" if staged.labels else "text-generation"
     block: dict[str, Any] = {
-        "task": "text-classification",
+        "task": task,
         "source": _source(plan, settings, out),
         "columns": staged.columns,
         "labels": list(staged.labels),
@@ -70,7 +71,7 @@ def draft_card(settings: DataSettings, roles: Mapping[str, str | None], out: Pat
         "license": licence,
         "language": [language],
         "pretty_name": plan.name,
-        "task_categories": ["text-classification"],
+        "task_categories": [task],
         "size_categories": [next((size for most, size in _SIZES if total < most), "n>1M")],
         "finetune": block,
     }
@@ -139,7 +140,11 @@ def _prose(plan: DataPlan, measured: Measured, licence: str) -> str:
         else "Rows go to splits by a hash of their normalised text, so duplicates stand together and rows that are "
         "added later move no other."
     )
-    total = sum(measured.rows.values())
+    if plan.passages:
+        how = "Rows are passages of running text, and splits are whole stretches of it: train, then valid, then test."
+    total, classes = sum(measured.rows.values()), len(measured.label_counts)
+    use = f"Text classification into {classes} classes" if classes else "Language modelling"
+    who, does = ("who labelled them, ", "repeats these labels on") if classes else ("", "goes on with")
     return f"""# {plan.name}
 
 ## Where it is from
@@ -147,12 +152,12 @@ Read from {files} on the machine where this card was written; the hashes above s
 {terms}
 
 ## What it is for
-Text classification into {len(measured.label_counts)} classes, {total:,} rows.
+{use}, {total:,} rows.
 {how}
 
 ## What not to use it for
-Nobody has described here who wrote these texts, who labelled them, and whom they speak for. Until that is known, a
-score on this data says how well a model repeats these labels on texts like these, and nothing about other texts.
+Nobody has described here who wrote these texts, {who}and whom they speak for. Until that is known, a
+score on this data says how well a model {does} texts like these, and nothing about other texts.
 
 ## Measured
 {measured.duplicates.normalised:,} rows repeat an earlier text (after normalising),

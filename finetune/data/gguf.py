@@ -67,6 +67,7 @@ def _convert(gguf: Path, folder: Path, name: str) -> None:
             _save(gguf, temp, name)
             hashes = {path.name: sha256_file(path) for path in sorted(temp.iterdir())}
             for path in temp.iterdir():
+                path.chmod(0o644)  # safetensors writes 0600, which would shut other users out of a shared cache
                 sync_file(path)
             with whole_file(temp / MANIFEST) as file:
                 file.write(json.dumps({"from": sha256_file(gguf), "files": hashes}, indent=1).encode())

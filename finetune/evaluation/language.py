@@ -31,7 +31,7 @@ def document_losses(blocks: Blocks, losses_RT: npt.ArrayLike, text_bytes: npt.Ar
     count = len(blocks.document_ends)
     losses = np.asarray(losses_RT, dtype=np.float64)[inside]
     return DocumentLosses(
-        np.bincount(documents[inside], losses, minlength=count),
+        np.bincount(documents[inside], losses, minlength=count).astype(np.float64),
         np.bincount(documents[inside], minlength=count).astype(np.float64),
         np.asarray(text_bytes, dtype=np.float64),
     )
@@ -111,8 +111,8 @@ class LanguageModelJudge:
 
     def gain(self, split: str, outputs: npt.ArrayLike, baseline: npt.ArrayLike) -> dict[str, Any]:
         """By what share the perplexity is lower than the baseline's, over the same documents."""
-        pair = (self.documents(split, some) for some in (outputs, baseline))
-        return {**perplexity_reduction(*pair, self.seed).as_dict(), "test": "Wilcoxon"}
+        after, before = self.documents(split, outputs), self.documents(split, baseline)
+        return {**perplexity_reduction(after, before, self.seed).as_dict(), "test": "Wilcoxon"}
 
     def columns(self, split: str, outputs: npt.ArrayLike) -> dict[str, Any]:
         """Columns of predictions.parquet besides the document ids: sums, so that others can be made of them."""

