@@ -108,7 +108,9 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
     lengths = rows.lengths if settings.length_buckets else None
     plan = BatchPlan(len(rows), lengths, settings.batch_size, settings.epochs, settings.seed, settings.max_updates)
     check_positions(
-        task.model, max((int(some.lengths.max()) for some in task.rows.values() if some.lengths is not None), default=0)
+        task.model,
+        max((int(some.lengths.max()) for some in task.rows.values() if some.lengths is not None), default=0),
+        "data.block_tokens" if task.kind == "text-generation" else "data.max_tokens",
     )
     adapter.check(task, plan.total_updates)
     seed_torch(settings.seed, "adapter")

@@ -112,20 +112,24 @@ def set_dropout(config: PretrainedConfig, probability: float, name: str) -> None
         setattr(config, key, probability)
 
 
-def check_positions(model: torch.nn.Module, longest: int) -> None:
+def check_positions(model: torch.nn.Module, longest: int, setting: str = "data.max_tokens") -> None:
     """Refuse rows that are longer than a table of learned positions; models with computed positions have none.
+
+    Args:
+        setting: what cuts rows.
 
     Raises:
         ConfigError: names the setting and the longest that the model takes.
     """
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+        # BERT and its kin name the table so, GPT-2 wpe.
+        if name.endswith(("position_embeddings", ".wpe")) and isinstance(module, torch.nn.Embedding):
             # RoBERTa and its kin count positions from behind the padding's.
             takes = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
             if longest > takes:
                 raise ConfigError(
                     f"The longest row has {longest} tokens, but the model takes {takes}.",
-                    f"Cut rows there: --set data.max_tokens={takes}",
+                    f"Cut rows there: --set {setting}={takes}",
                 )
 
 

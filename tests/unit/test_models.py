@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from finetune.errors import ConfigError
 from finetune.models import check_positions, head_modules, set_dropout
@@ -109,3 +109,11 @@ def test_what_is_new_inside_the_encoder_is_trained_with_the_head() -> None:
     new = ["classifier.bias", "classifier.weight", "bert.pooler.dense.weight", "bert.pooler.dense.bias"]
     assert head_modules(model, new) == ["classifier", "bert.pooler.dense"]
     assert isinstance(model.get_submodule("bert.pooler.dense"), torch.nn.Linear)
+
+
+def test_blocks_longer_than_gpt2s_positions_are_refused_with_their_own_setting() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=10, n_positions=16, n_embd=8, n_layer=1, n_head=1))
+    check_positions(model, 16)
+    with pytest.raises(ConfigError, match="the model takes 16") as caught:
+        check_positions(model, 17, "data.block_tokens")
+    assert "data.block_tokens=16" in caught.value.fix
