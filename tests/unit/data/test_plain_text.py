@@ -1,5 +1,6 @@
 """Plain text through the one loader: a file in passages that keep their order, a folder as documents, tables."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,20 @@ def test_a_classification_of_plain_text_is_refused_with_what_to_do(tmp_path: Pat
     put({"a.txt": TEXT.encode()})(tmp_path)
     with pytest.raises(DataError, match="has no label"):
         load_data(TextClassificationData(source="a.txt"), {"text": None, "label": None})
+
+
+def test_the_data_command_checks_plain_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from finetune.cli import main
+    from finetune.commands import data as command
+
+    monkeypatch.setattr(command, "_tokenizer", lambda name: None)
+    put({"a.txt": TEXT.encode()})(tmp_path)
+    assert main(["data", "check", "a.txt", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["measured"]["rows"] == {"train": 45, "valid": 5, "test": 12}
+    assert report["measured"]["label_counts"] == {}
+    assert main(["data", "card", "a.txt", "--out", "a.md"]) == 0
+    assert main(["data", "check", "a.md"]) == 0
+    assert load("a.md").sha256 == load("a.txt").sha256
