@@ -20,7 +20,7 @@ SHA256 = {
 }
 
 
-TEXTS = {"grimm_tales": "HASH"}
+TEXTS = {"grimm_tales": "4c6dccdfc434584a80579b5fdf34faa3c3309ff7cb122e965573aa62029405d6"}
 
 
 @pytest.mark.parametrize("name", sorted(TEXTS))
