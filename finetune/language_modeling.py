@@ -116,29 +116,36 @@ def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens
     """What the model writes after a prompt: up to `tokens` sampled tokens, the same for the same seed.
 
     Sampled at temperature 0.8 among the 50 likeliest tokens: without chance small models repeat themselves, and with
-    all tokens they stumble. A prompt that leaves no room in the model's context loses its beginning.
+    all tokens they stumble. When the model's context is full, the later half of it stays and writing goes on.
     """
     training = model.training
     model.eval()
-    encoded = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    if not encoded.numel():
-        encoded = torch.tensor([[tokenizer.bos_token_id or tokenizer.eos_token_id or 0]])
-    room = getattr(model.config, "max_position_embeddings", None)
-    encoded = encoded[:, -max(1, room - tokens) :] if room else encoded
-    device = next(model.parameters()).device
+    ids_BT = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
+    if not ids_BT.numel():
+        ids_BT = torch.tensor([[tokenizer.bos_token_id or tokenizer.eos_token_id or 0]])
+    room = getattr(model.config, "max_position_embeddings", None) or ids_BT.shape[1] + tokens
+    end = tokenizer.eos_token_id
+    written: list[int] = []
     seed_torch(seed, "samples", prompt)
     with torch.inference_mode():
-        written = model.generate(
-            encoded.to(device),
-            attention_mask=torch.ones_like(encoded).to(device),
-            do_sample=True,
-            temperature=0.8,
-            top_k=min(50, model.config.vocab_size),
-            max_new_tokens=tokens,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        )
+        while len(written) < tokens and (not written or written[-1] != end):
+            # The whole prompt when it leaves room, else what came last.
+            context_BT = ids_BT if ids_BT.shape[1] < room else ids_BT[:, -max(1, room // 2) :]
+            context_BT = context_BT.to(next(model.parameters()).device)
+            out_BT = model.generate(
+                context_BT,
+                attention_mask=torch.ones_like(context_BT),
+                do_sample=True,
+                temperature=0.8,
+                top_k=min(50, model.config.vocab_size),
+                max_new_tokens=min(tokens - len(written), room - context_BT.shape[1]),
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
+            )
+            new = out_BT[:, context_BT.shape[1] :].cpu()
+            written += new[0].tolist()
+            ids_BT = torch.cat([ids_BT, new], dim=1)
     model.train(training)
-    return str(tokenizer.decode(written[0, encoded.shape[1] :], skip_special_tokens=True))
+    return str(tokenizer.decode(written, skip_special_tokens=True))
 
 
 def save_language_model(tokenizer: PreTrainedTokenizerBase) -> Callable[[torch.nn.Module, Path], None]:

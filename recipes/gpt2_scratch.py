@@ -47,7 +47,7 @@ def config() -> Recipe:
     return Recipe(
         model=ScratchModel(name="gpt2", dropout=0.0),
         data=data,
-        objective=LanguageModelObjective(prompts=["\n", "The king said"], sample_tokens=300),
+        objective=LanguageModelObjective(prompts=["The king said", "What is"], sample_tokens=300),
         train=TrainSettings(
             epochs=1000, max_updates=2000, batch_size=12, lr=1e-3, lr_schedule="cosine", lr_end=0.1,
             lr_warmup_updates=100, adam_beta2=0.99, weight_decay=0.1, precision="fp32", eval_every_updates=500,

@@ -97,8 +97,11 @@ def model_card(record: Mapping[str, Any], *, picture: bool = False, data_card: b
 def _example(record: Mapping[str, Any], task: str, max_tokens: int | None) -> dict[str, str]:
     """Name, text and further arguments of the call that the card shows."""
     if task == "text-generation":
-        prompts = part(part(record, "config"), "objective").get("prompts") or ["Once upon a time"]
-        return {"call": "generate", "example": json.dumps(prompts[0]), "call_arguments": ", max_new_tokens=60"}
+        config = part(record, "config")
+        prompts = part(config, "objective").get("prompts") or ["Once upon a time"]
+        # Prompt and answer must fit into the context of a small model trained on short blocks.
+        tokens = min(60, int(part(config, "data").get("block_tokens") or 120) // 2)
+        return {"call": "generate", "example": json.dumps(prompts[0]), "call_arguments": f", max_new_tokens={tokens}"}
     arguments = f", truncation=True, max_length={max_tokens}" if max_tokens else ""
     return {"call": "classify", "example": '"Your text here."', "call_arguments": arguments}
 
