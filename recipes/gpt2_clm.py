@@ -20,6 +20,7 @@ from finetune.language_modeling import (
     document_notes,
     losses_by_position,
     pack_splits,
+    probe_logits,
     sampler,
     save_language_model,
     usable_losses,
@@ -68,6 +69,7 @@ def build(recipe: Recipe) -> Task:
         collate=pad_blocks,
         loss_sum=loss_sum,
         count=lambda batch: next_token_count(batch["targets"]),
+        logits=probe_logits,
         outputs=outputs,
         judge=LanguageModelJudge(rows, text_bytes, recipe.train.seed),
         baselines=before_training("before fine-tuning", model, rows["test"], outputs)

@@ -22,6 +22,7 @@ from finetune.language_modeling import (
     document_notes,
     losses_by_position,
     pack_splits,
+    probe_logits,
     sampler,
     save_language_model,
 )
@@ -82,6 +83,7 @@ def build(recipe: Recipe) -> Task:
         collate=pad_blocks,
         loss_sum=lambda model, batch: token_losses(model, batch["input_ids"], batch["targets"]).sum(),
         count=lambda batch: next_token_count(batch["targets"]),
+        logits=probe_logits,
         outputs=outputs,
         judge=LanguageModelJudge(blocks, text_bytes, recipe.train.seed),
         baselines=before_training("random weights", model, blocks["test"], outputs)
