@@ -85,7 +85,7 @@ def losses_by_position(losses: TokenLosses, block_tokens: int) -> Callable[[torc
 
 
 def probe_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Logits of a corner of a batch, [at most 8 rows, at most 64 tokens, vocabulary]: all of them would be gigabytes."""
+    """Logits of a corner of a batch, [at most 8 rows, at most 64 tokens, vocabulary]: all would be gigabytes."""
     return model(input_ids=batch["input_ids"][:8, :64], use_cache=False).logits
 
 
