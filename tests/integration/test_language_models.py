@@ -17,7 +17,7 @@ from finetune.data.loader import load_data
 from finetune.data.sources import resolve_model, wheel_members
 from finetune.data.wheels import parse_pypi
 from finetune.recipe import base
-from tests.integration.test_launch import TWO, environment, finetune, launch, losses, record_of
+from tests.integration.test_launch_line import TWO, environment, finetune, launch, losses, record_of
 
 pytestmark = pytest.mark.integration
 
