@@ -134,6 +134,8 @@ class TrainSettings(Section):
     """Put rows of like length in one update; decided globally, before rows are shared among processes."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    fast_dropout: bool = True
+    """Draw dropout masks 16 bits at a time where torch draws them one by one (CPUs): the same share, other masks."""
     eval_every_updates: Annotated[int, Field(ge=1)] | None = None
     """Evaluate on the validation split this often. `none` evaluates at the end of each epoch."""
     early_stop_evals: Annotated[int, Field(ge=1)] | None = None

@@ -18,6 +18,7 @@ import torch
 from finetune.checkpoint import Checkpoints, Progress, State, capture, restore
 from finetune.data.batching import BatchPlan
 from finetune.data.updates import Update, load_updates
+from finetune.dropout import fast_dropout
 from finetune.errors import TrainingError
 from finetune.evaluation.predict import predict_rows, to_device
 from finetune.optim import build_optimizer, lr_factor, set_lr, warmup_updates
@@ -121,7 +122,8 @@ class Trainer:
         for micro in micro_batches:
             seed_torch(self.settings.seed, "dropout", number, micro.number)
             last = micro is micro_batches[-1]
-            with nullcontext() if last else accelerator.no_sync(model):
+            sync = nullcontext() if last else accelerator.no_sync(model)
+            with sync, fast_dropout(accelerator.device, self.settings.fast_dropout):
                 # A shard without rows still takes part in the reduction: it sends a borrowed row through, times 0.
                 shard_sum = self.task.loss_sum(model, to_device(micro.batch, accelerator.device)) * (not micro.is_empty)
                 # DDP averages over processes, hence the factor. An update without any target moves nothing.

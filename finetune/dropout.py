@@ -1,0 +1,114 @@
+"""Dropout masks at a tenth of the price on CPUs: torch draws them one by one there, which is a quarter of a long step.
+
+A torch function mode, so that it serves every model without touching one: `F.dropout` (and with it `nn.Dropout`), and
+the dropout inside `scaled_dot_product_attention`, which torch computes step by step on CPUs anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+# A mask element is 16 random bits against a threshold, so that a probability is met to 1 / 65,536.
+LEVELS = 2**16
+
+
+def fast_dropout(device: torch.device, wanted: bool) -> AbstractContextManager[object]:
+    """A context in which dropout on the CPU is cheap; nothing elsewhere, where torch's own is.
+
+    Masks are keyed by torch's generator, as torch's own are: each takes one number from it, its seed. So what makes
+    those a function of (seed, update, micro-shard) makes these one too, and activation checkpointing repeats them.
+    """
+    return _FastDropout() if wanted and device.type == "cpu" else nullcontext()
+
+
+class _FastDropout(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is F.dropout:
+            return _dropout(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    if not training or not 0 < p < 1 or inplace or input.dtype not in _BITS or input.numel() == 0:
+        return F.dropout(input, p, training, inplace)
+    dropped: torch.Tensor = _Masked.apply(input, _keep(input.shape, p), 1 / (1 - p))
+    return dropped
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Softmax(query keyᵀ scale + mask), dropped out, times value; shapes [..., T, D] as torch has them."""
+    if not dropout_p or enable_gqa or (is_causal and attn_mask is not None):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if torch.is_autocast_enabled("cpu"):  # as torch does it: in low precision as a whole, softmax included
+        low = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(low), key.to(low), value.to(low)
+    with torch.autocast("cpu", enabled=False):
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        scores_TS = torch.matmul(query * factor, key.transpose(-2, -1))
+        if is_causal:
+            attn_mask = torch.ones(scores_TS.shape[-2:], dtype=torch.bool).tril()
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                # The smallest number and not -inf: a row that may look at nothing must not become NaN.
+                least = torch.finfo(scores_TS.dtype).min
+                attn_mask = torch.zeros_like(attn_mask, dtype=scores_TS.dtype).masked_fill_(~attn_mask, least)
+            scores_TS = scores_TS + attn_mask.to(scores_TS.dtype)
+        return torch.matmul(_dropout(scores_TS.softmax(-1), dropout_p), value)
+
+
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+def _keep(shape: torch.Size, p: float) -> torch.Tensor:
+    """True where an element stays, [shape]."""
+    elements = shape.numel()
+    seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+    words = np.random.SFC64(seed).random_raw(-(-elements * 2 // 8))
+    bits = torch.from_numpy(words.view(np.int16)[:elements])
+    return (bits >= round(p * LEVELS) - LEVELS // 2).view(shape)
+
+
+class _Masked(torch.autograd.Function):
+    """x scaled where the mask is true, 0 elsewhere: an AND of the bits, far faster than a product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, keep: torch.Tensor, scale: float) -> torch.Tensor:
+        ctx.save_for_backward(keep)
+        ctx.scale = scale
+        return _masked(x, keep, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _masked(grad, ctx.saved_tensors[0], ctx.scale), None, None
+
+
+def _masked(x: torch.Tensor, keep: torch.Tensor, scale: float) -> torch.Tensor:
+    bits = _BITS[x.dtype]
+    ones = keep.to(bits).neg_()  # all bits set, or none
+    return (x.contiguous().view(bits) & ones).view(x.dtype).mul_(scale)
