@@ -134,6 +134,8 @@ class TrainSettings(Section):
     """Put rows of like length in one update; decided globally, before rows are shared among processes."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    deterministic: Literal["resume", "elastic"] = "resume"
+    """`resume`: the same bits after a resume. `elastic`: also at any number of CPU processes, slower."""
     fast_dropout: bool = True
     """Draw dropout masks 16 bits at a time where torch draws them one by one (CPUs): the same share, other masks."""
     eval_every_updates: Annotated[int, Field(ge=1)] | None = None

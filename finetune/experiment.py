@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from finetune.trainer import Trainer
 
 # Settings that may differ when a run is resumed: they change speed, memory or what is kept, never the result.
-FREE_SETTINGS = ("threads", "workers", "keep_checkpoints", "save_every_updates", "trackers", "micro_batch_size")
+FREE_SETTINGS = {"threads", "workers", "keep_checkpoints", "save_every_updates", "trackers", "micro_batch_size"}
 
 
 def run(options: RunOptions) -> int:
@@ -93,13 +93,16 @@ def open_run(options: RunOptions) -> tuple[LoadedRecipe, Accelerator, str, int]:
 
     loaded = resolve(options)
     settings = loaded.recipe.train
-    precision, threads = choose_precision(settings.precision), use_threads(settings.threads)
+    # Sums inside an operator are cut by threads, so the same bits anywhere need the same threads everywhere.
+    elastic = settings.deterministic == "elastic" and settings.threads == "auto"
+    precision, threads = choose_precision(settings.precision), use_threads(1 if elastic else settings.threads)
     return loaded, make_accelerator(precision, settings.trackers), precision, threads
 
 
 def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) -> Trainer:
     """Plan, adapter and trainer of a task; nothing is written, and what can't be is refused."""
     from finetune.data.batching import BatchPlan
+    from finetune.gradients import Averaged, InOrder
     from finetune.models import check_positions
     from finetune.randomness import seed_torch
     from finetune.trainer import Trainer
@@ -117,18 +120,19 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
     model = adapter.wrap(task.model, task, plan.total_updates)
     if settings.activation_checkpointing:
         cast(Any, model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    # The order of sums is the promise there, and it is that of the micro-shards.
+    free = FREE_SETTINGS - {"micro_batch_size"} if settings.deterministic == "elastic" else FREE_SETTINGS
     identity = {
         "recipe": loaded.sha256,
         "data": task.data.sha256,
         "labels": list(task.data.labels),
         "updates": plan.total_updates,
         "settings": {
-            key: value
-            for key, value in flattened(loaded.resolved()).items()
-            if key.removeprefix("train.") not in FREE_SETTINGS
+            key: value for key, value in flattened(loaded.resolved()).items() if key.removeprefix("train.") not in free
         },
     }
-    return Trainer(task, adapter, model, settings, plan, accelerator, identity)
+    gradients = InOrder(accelerator, model) if settings.deterministic == "elastic" else Averaged(accelerator)
+    return Trainer(task, adapter, model, settings, plan, accelerator, gradients, identity)
 
 
 def _open_folder(loaded: LoadedRecipe, options: RunOptions, trainer: Trainer) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import torch
 
 from finetune.checkpoint import Checkpoints, Progress, State, capture, restore
 from finetune.data.batching import BatchPlan
-from finetune.data.updates import Update, load_updates
+from finetune.data.updates import MicroBatch, Update, load_updates
 from finetune.dropout import fast_dropout
 from finetune.errors import TrainingError
 from finetune.evaluation.predict import predict_rows, to_device
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from finetune.adapters import Adapter
     from finetune.config import TrainSettings
+    from finetune.gradients import Gradients
     from finetune.history import History
     from finetune.task import Task
 
@@ -53,6 +53,7 @@ class Trainer:
     settings: TrainSettings
     plan: BatchPlan
     accelerator: Accelerator
+    gradients: Gradients
     identity: Mapping[str, Any]
     checkpoints: Checkpoints = field(init=False)
     history: History = field(init=False)
@@ -68,7 +69,7 @@ class Trainer:
         """
         accelerator, settings, total, progress = self.accelerator, self.settings, self.plan.total_updates, Progress()
         warmup = warmup_updates(settings, total)
-        model = accelerator.prepare_model(self.model)
+        model = self.gradients.prepare(self.model)
         optimizer = accelerator.prepare_optimizer(self._optimizer())
         if resume and (found := self.checkpoints.newest()) is not None:
             state, progress, _ = found
@@ -83,6 +84,7 @@ class Trainer:
             micro_batch_size=settings.micro_batch_size,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
+            fixed=settings.deterministic == "elastic",
             workers=settings.workers,
             pin_memory=accelerator.device.type == "cuda",
         )
@@ -118,22 +120,16 @@ class Trainer:
         own = [sum((float(self.task.count(micro.batch)) for micro in micro_batches if not micro.is_empty), 0.0)]
         own += [float(self.signal == asked) for asked in (signal.SIGINT, signal.SIGTERM)]
         count, interrupts, terminations = accelerator.reduce(self._tensor(own), reduction="sum")
-        loss_sum = torch.zeros((), device=accelerator.device)
-        for micro in micro_batches:
+
+        def shard_loss_sum(micro: MicroBatch) -> torch.Tensor:
             seed_torch(self.settings.seed, "dropout", number, micro.number)
-            last = micro is micro_batches[-1]
-            sync = nullcontext() if last else accelerator.no_sync(model)
-            with sync, fast_dropout(accelerator.device, self.settings.fast_dropout):
-                # A shard without rows still takes part in the reduction: it sends a borrowed row through, times 0.
-                shard_sum = self.task.loss_sum(model, to_device(micro.batch, accelerator.device)) * (not micro.is_empty)
-                # DDP averages over processes, hence the factor. An update without any target moves nothing.
-                loss = shard_sum * (accelerator.num_processes / count.clamp(min=1e-30)).to(shard_sum.dtype)
-                if last and (penalty := self.adapter.penalty(model)) is not None:
-                    loss = loss + penalty
-                accelerator.backward(loss)
-            loss_sum += shard_sum.detach()
+            return self.task.loss_sum(model, to_device(micro.batch, accelerator.device)) * (not micro.is_empty)
+
+        with fast_dropout(accelerator.device, self.settings.fast_dropout):
+            mean = self.gradients.accumulate(
+                model, micro_batches, shard_loss_sum, count, lambda: self.adapter.penalty(model)
+            )
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm or math.inf)
-        mean = accelerator.reduce(loss_sum, reduction="sum") / count.clamp(min=1e-30)
         seen = torch.stack([mean, torch.as_tensor(norm).to(mean.dtype), interrupts, terminations])
         mean_loss, grad_norm, interrupted, terminated = seen.tolist()  # host sync, the only one of an update
         # With fp16 an overflow is no accident: the scaler skips that step and lowers its scale.

@@ -113,6 +113,19 @@ def shards_of_rank(update_rows: list[RowKey], micro_rows: int, rank: int, world:
     return [Shard(number, update_rows[edges[number] : edges[number + 1]]) for number in range(rank, count, world)]
 
 
+def fixed_shards(update_rows: list[RowKey], micro_rows: int, rank: int, world: int) -> list[Shard]:
+    """This rank's micro-shards of an update whose cut does not depend on the number of processes.
+
+    Shards go round the ranks in turn; ranks that have no shard in the last round get an empty one, so that all make
+    the same number of rounds.
+    """
+    count = math.ceil(len(update_rows) / micro_rows)
+    edges = [round(number * len(update_rows) / count) for number in range(count + 1)]
+    shards = [Shard(number, update_rows[edges[number] : edges[number + 1]]) for number in range(count)]
+    shards += [Shard(number, []) for number in range(count, math.ceil(count / world) * world)]
+    return shards[rank::world]
+
+
 def evaluation_batches(lengths: np.ndarray | None, rows: int, max_rows: int, max_tokens: int) -> list[np.ndarray]:
     """All rows once, longest first (an out-of-memory error then comes at once), in batches bounded by padded tokens."""
     if lengths is None:

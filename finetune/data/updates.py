@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from finetune.data.batching import BatchPlan, RowKey, Shard, shards_of_rank
+from finetune.data.batching import BatchPlan, RowKey, Shard, fixed_shards, shards_of_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # What `micro_batch_size=auto` puts on one process at most, in padded tokens: beyond it activations leave the caches.
 AUTO_TOKENS = 8192
+# Shards of an update that are fixed whatever the number of processes, unless rows are long: so many can share them.
+FIXED_SHARDS = 4
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,18 @@ class _Updates(Dataset[Update]):
         micro: int | str,
         rank: int,
         world: int,
+        fixed: bool,
     ):
+        self.fixed = fixed
         self.rows, self.collate, self.micro, self.rank, self.world = rows, collate, micro, rank, world
         self.group_rows = plan.group_rows
 
     def __getitem__(self, keys: list[RowKey]) -> Update:
         lengths = self.rows.lengths
         row_lengths = [1] * len(keys) if lengths is None else [int(lengths[key.index]) for key in keys]
-        micro = micro_batch_rows(self.micro, len(keys), max(row_lengths), self.world, self.group_rows)
-        shards = shards_of_rank(keys, micro, self.rank, self.world)
+        sharers = FIXED_SHARDS if self.fixed else self.world
+        micro = micro_batch_rows(self.micro, len(keys), max(row_lengths), sharers, self.group_rows)
+        shards = (fixed_shards if self.fixed else shards_of_rank)(keys, micro, self.rank, self.world)
         return Update([self._collated(shard, keys[0]) for shard in shards], len(keys), sum(row_lengths))
 
     def _collated(self, shard: Shard, borrowed: RowKey) -> MicroBatch:
@@ -100,12 +105,16 @@ def load_updates(
     micro_batch_size: int | str,
     rank: int,
     world: int,
+    fixed: bool = False,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Update]:
-    """The updates from `first_update` (0-based) to the end of the plan, as this rank sees them."""
+    """The updates from `first_update` (0-based) to the end of the plan, as this rank sees them.
+
+    With `fixed`, micro-shards are the same for any number of processes, and a process may have an empty one.
+    """
     return DataLoader(
-        _Updates(plan, rows, collate, micro_batch_size, rank, world),
+        _Updates(plan, rows, collate, micro_batch_size, rank, world, fixed),
         batch_size=None,
         sampler=_PlanSampler(plan, first_update),
         num_workers=workers,
