@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.batching import POOL_UPDATES, BatchPlan, RowKey, evaluation_batches, shards_of_rank
+from finetune.data.batching import POOL_UPDATES, BatchPlan, RowKey, evaluation_batches, fixed_shards, shards_of_rank
 
 pytestmark = pytest.mark.unit
 
@@ -95,6 +95,20 @@ def test_the_cut_is_the_same_for_one_process_and_for_many(times: int, micro: int
     alone = shards_of_rank(update, micro, 0, 1)
     shared = sorted(shard for rank in range(world) for shard in shards_of_rank(update, micro, rank, world))
     assert shared == alone
+
+
+@given(st.integers(1, 80), st.integers(1, 9), st.integers(1, 5))
+def test_fixed_shards_are_the_same_for_any_number_of_processes(rows: int, micro: int, world: int) -> None:
+    update = [RowKey(0, index) for index in range(rows)]
+    alone = fixed_shards(update, micro, 0, 1)
+    assert [key for shard in alone for key in shard.rows] == update
+    assert max(len(shard.rows) for shard in alone) <= micro
+    ranks = [fixed_shards(update, micro, rank, world) for rank in range(world)]
+    assert len({len(own) for own in ranks}) == 1
+    # Round by round and rank by rank, as they are added up, they come in the order of their numbers.
+    in_order = [shard for together in zip(*ranks, strict=True) for shard in together]
+    assert in_order[: len(alone)] == alone
+    assert all(not shard.rows for shard in in_order[len(alone) :])
 
 
 def test_a_short_update_gives_the_last_processes_empty_shards() -> None:
