@@ -39,6 +39,7 @@ def run(options: RunOptions) -> int:
         return 0
 
     from finetune.launch import say
+    from finetune.watch import watched
 
     seconds = _Seconds()
     loaded, accelerator, precision, threads = open_run(options)
@@ -48,7 +49,11 @@ def run(options: RunOptions) -> int:
         folder = _open_folder(loaded, options, trainer)
         record = _first_record(loaded, options, trainer, folder, precision, threads)
         seconds.stop("load_s")
-        with _recorded_failure(record), _stopped_by_signals(trainer):
+        with (
+            _recorded_failure(record),
+            watched(accelerator, folder, lambda problem: record.update(status="failed", problem=problem)),
+            _stopped_by_signals(trainer),
+        ):
             say(accelerator, f"{folder}: {_plan_line(trainer, record)}")
             for note in record.content["data"]["notes"]:
                 say(accelerator, f"note: {note}")

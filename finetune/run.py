@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import sys
 from pathlib import Path
 
@@ -11,5 +13,17 @@ if __package__ in (None, ""):
 
 from finetune.cli import main
 
+
+def end_with_launcher() -> None:
+    """Ask Linux for a SIGTERM to this process when its launcher dies: it saves, and no orphan is left behind.
+
+    `accelerate launch` passes no signal on to the one process that it starts, and nobody can once it was killed.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
+
+
 if __name__ == "__main__":
+    end_with_launcher()
     sys.exit(main(["run", *sys.argv[1:]], launched=True))

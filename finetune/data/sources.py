@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.data.artefacts import check_artefacts
 from finetune.data.cache import cache_dir
 from finetune.data.gguf import converted_model
 from finetune.data.hub import MODEL_FILES, hub_data_files, hub_model_files
@@ -109,6 +110,7 @@ def _weights_sha256(folder: Path, name: str) -> str:
             fix = "A model folder has config.json, model.safetensors and the tokenizer's files."
         raise SourceError(f"{name} is no model folder: {folder / 'config.json'} is missing.", fix)
     _json_object(folder / "config.json")
+    check_artefacts(folder, name)
     weights = _weight_files(folder, names, name)
     for path in weights:
         _check_safetensors(path)
