@@ -65,14 +65,10 @@ def _plain(value: Any) -> bool:
 
 def _parsed(path: Path, name: str) -> Any:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SourceError(f"{name}: {path.name} is no JSON that can be read: {problem}.") from None
-    if not isinstance(content, dict):
-        # special tokens lists and the like stand inside of objects; a bare list or number is none of these files
-        raise SourceError(f"{name}: {path.name} holds no JSON object.")
-    return content
 
 
 def _entries(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

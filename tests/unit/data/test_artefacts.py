@@ -70,4 +70,5 @@ def test_what_real_model_folders_say_is_allowed(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "a.safetensors"}}))
     (tmp_path / "vocab.json").write_text('["auto_map"]')
+    (tmp_path / "data_config.json").write_text("[1, {}]")  # the default model has such a list
     check_artefacts(tmp_path, "m")
