@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from finetune.trainer import Trainer
 
 # Settings that may differ when a run is resumed: they change speed, memory or what is kept, never the result.
-FREE_SETTINGS = {"threads", "workers", "keep_checkpoints", "save_every_updates", "trackers", "micro_batch_size"}
+FREE_SETTINGS = {
+    "threads",
+    "workers",
+    "keep_checkpoints",
+    "save_every_updates",
+    "trackers",
+    "micro_batch_size",
+    "reuse_memory",
+}
 
 
 def run(options: RunOptions) -> int:
@@ -93,11 +101,12 @@ def run(options: RunOptions) -> int:
 
 def open_run(options: RunOptions) -> tuple[LoadedRecipe, Accelerator, str, int]:
     """Resolved recipe, Accelerator, precision and threads: all that comes before data and model."""
-    from finetune.hardware import choose_precision, use_threads
+    from finetune.hardware import choose_precision, reuse_freed_memory, use_threads
     from finetune.launch import make_accelerator
 
     loaded = resolve(options)
     settings = loaded.recipe.train
+    reuse_freed_memory(settings.reuse_memory)
     # Sums inside an operator are cut by threads, so the same bits anywhere need the same threads everywhere.
     elastic = settings.deterministic == "elastic" and settings.threads == "auto"
     precision, threads = choose_precision(settings.precision), use_threads(1 if elastic else settings.threads)

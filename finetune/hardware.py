@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
@@ -29,6 +30,21 @@ def use_threads(threads: int | Literal["auto"]) -> int:
         count = max(1, min(physical, allowed) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(count)
     return count
+
+
+def reuse_freed_memory(wanted: bool) -> None:
+    """Keep what tensors free for the next ones, where glibc would give it back and fault every page in again.
+
+    A CPU's training step frees and takes the same few large buffers each time; measured on bert_cls with 16 rows an
+    update, the step took 0.8 of its time. The process stays at its peak size. Linux with glibc only.
+    """
+    if not wanted or platform.libc_ver()[0] != "glibc" or has_accelerator():
+        return
+    libc = ctypes.CDLL(None)
+    # Names and numbers of malloc.h: never map a buffer by itself, one arena, never trim, and grow in steps.
+    mmap_max, arena_max, trim_threshold, top_pad = -4, -8, -1, -2
+    for option, value in ((mmap_max, 0), (arena_max, 1), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20)):
+        libc.mallopt(option, value)
 
 
 def has_accelerator() -> bool:

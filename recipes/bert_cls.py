@@ -36,7 +36,7 @@ def config() -> Recipe:
         model=ModelSettings(name=MINILM),
         data=TextClassificationData(source="movie_snippets"),
         objective=ClassificationObjective(),
-        train=TrainSettings(epochs=2, batch_size=32, lr=1e-4),
+        train=TrainSettings(epochs=2, batch_size=16, lr=1e-4),
         build=build,
     )
 
