@@ -44,7 +44,7 @@ class ScratchModel(ModelSettings):
 def config() -> Recipe:
     data = PlainTextData(source="grimm_tales", block_tokens=64, pack_across_documents=True)
     if SHAKESPEARE.is_file():
-        data.source, data.test_share, data.valid_share = str(SHAKESPEARE), 0.1, 0.05  # test is nanoGPT's val.bin
+        data.source, data.test_share, data.valid_share = str(SHAKESPEARE), 0.1, 0.01  # test is nanoGPT's val.bin
     return Recipe(
         model=ScratchModel(name="gpt2", dropout=0.0),
         data=data,
