@@ -63,10 +63,9 @@ def run(options: RunOptions) -> int:
             before, progress = trainer.fit(resume=options.resume is not None)
             seconds.stop("train_s")
             done_s = max(seconds.values["train_s"], 1e-9)
-            speed = {
-                "examples_per_s": round((progress.rows - before.rows) / done_s, 1),
-                "tokens_per_s": round((progress.tokens - before.tokens) / done_s, 1),
-            }
+            speed = {"examples_per_s": round((progress.rows - before.rows) / done_s, 1)}
+            if task.rows["train"].lengths is not None:  # else rows were counted in place of their tokens
+                speed["tokens_per_s"] = round((progress.tokens - before.tokens) / done_s, 1)
             counts = {"updates": progress.update, "best_update": progress.best_update}
             if trainer.stopped_by:
                 record.update(status="interrupted", **counts, timing={**seconds.values, **speed})

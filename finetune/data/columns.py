@@ -157,7 +157,7 @@ class Messages(Texts):
 class Role:
     """What a recipe may ask a column to be."""
 
-    reader: Callable[[str, Problems], Texts]
+    reader: Callable[[str, Problems, bool], Texts]
     usual: tuple[str, ...]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from finetune.config import ConversationData
+from finetune.config import ConversationData, DataSettings
 from finetune.data.batching import RowKey
 from finetune.data.blocks import IGNORE
 from finetune.data.loader import LoadedData, load_data
@@ -68,13 +68,14 @@ class ChatRows:
         return {"input_ids": ids[:-1], "targets": np.where(counts[1:], ids[1:], IGNORE)}
 
 
-def load_conversations(settings: ConversationData) -> LoadedData:
+def load_conversations(settings: DataSettings) -> LoadedData:
     """Rows of `messages`, or of `prompt` and `response`, whichever the data has; then at most `max_eval_rows` to judge.
 
     Raises:
         DataError: the data has neither, or a row is wrong (with its line).
         ConfigError: both are named.
     """
+    assert isinstance(settings, ConversationData)
     named = {"prompt": settings.prompt, "response": settings.response}
     if settings.messages is not None and any(named.values()):
         raise ConfigError("data.messages does not go with data.prompt and data.response.", "Name one or the other.")

@@ -118,7 +118,7 @@ def test_merged_and_reloaded_conv1d_layers_are_what_was_trained(
     plain_base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert torch.equal(logits(plain_base), before)
     reloaded = PeftModel.from_pretrained(plain_base, tmp_path / "adapter")
-    assert (logits(reloaded) - live).abs().max() <= largest
+    assert (logits(reloaded) - live).abs().max() <= largest * live.abs().max()
 
 
 def test_a_merged_matrix_is_the_update_turned_over(tales: Path, base_model: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_chunks_equal_the_whole_in_value_and_every_gradient(make: object, chunk:
 
 
 def test_tokens_without_a_target_do_not_go_through_the_head() -> None:
-    """Two of sixty targets: the head sees two rows; and a batch without any still gives the head a gradient, of zeros."""
+    """Two of sixty targets: the head sees two rows; without any it still gets a gradient, of zeros."""
     ids, targets = batch()
     targets = torch.full_like(targets, -100).index_put((torch.tensor([0, 2]), torch.tensor([3, 19])), torch.tensor(5))
     model, seen = llama(), []
@@ -166,5 +166,5 @@ def test_peak_memory_is_a_fraction() -> None:
         float(subprocess.run([sys.executable, "-c", MEMORY, how], capture_output=True, text=True, check=True).stdout)
         for how in ("chunked", "whole")
     )
-    assert at_once > 384
+    assert at_once > 192  # the logits once, of what one process needs more than it ever did before
     assert chunked < 0.6 * at_once
