@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune.data.conversations import ChatRows, conversation, render
+from finetune.data.conversations import conversation, render
 from finetune.language_modeling import TokenLosses, go_on
 
 if TYPE_CHECKING:
@@ -27,17 +27,16 @@ def answer_losses(losses: TokenLosses) -> Callable[[torch.nn.Module, Batch], tor
 
 
 def answerer(
-    tokenizer: PreTrainedTokenizerBase, split: datasets.Dataset, rows: ChatRows, count: int, tokens: int, seed: int
+    tokenizer: PreTrainedTokenizerBase, split: datasets.Dataset, count: int, tokens: int, seed: int
 ) -> Callable[[torch.nn.Module], list[dict[str, Any]]] | None:
     """A model to its own last answer in `count` held-out conversations, evenly spaced: a Task's `samples`.
 
     Each is {"prompt", "text", "expected", "ended"}: the last thing said before, what the model answers, what the data
     answers, and whether the model ended its answer by itself. None without any.
     """
-    step = max(1, len(rows) // max(1, count))
-    chosen = rows.kept[: step * count : step][:count].tolist() if count else []
-    if not chosen:
+    if not count:
         return None
+    chosen = range(0, len(split), max(1, len(split) // count))[:count]
 
     def samples(model: torch.nn.Module) -> list[dict[str, Any]]:
         found = []

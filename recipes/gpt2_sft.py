@@ -15,7 +15,7 @@ from finetune.adapters import LoRA
 from finetune.chat import answer_losses, answerer
 from finetune.config import ConversationData, ConversationObjective, ModelSettings, TrainSettings
 from finetune.data.blocks import pad_blocks
-from finetune.data.conversations import chat_rows, load_conversations, refuse_lost, use_template
+from finetune.data.conversations import load_conversations, tokenize_conversations, use_template
 from finetune.data.sources import resolve_model
 from finetune.evaluation.language import AnswerJudge
 from finetune.language_modeling import before_training, probe_logits, save_language_model, usable_losses
@@ -42,15 +42,13 @@ def config() -> Recipe:
 
 
 def build(recipe: Recipe) -> Task:
-    data = load_conversations(recipe.data)
     files = resolve_model(recipe.model.name, recipe.model.revision)
     tokenizer = load_tokenizer(files)
     use_template(tokenizer, recipe.data.chat_template)
-    rows = {
-        name: chat_rows(split, tokenizer, recipe.data.max_tokens, recipe.objective.loss_on)
-        for name, split in data.splits.items()
-    }
-    cut_notes = refuse_lost(rows, recipe.data.max_tokens, recipe.data.max_lost_share)
+    loaded = load_conversations(recipe.data)
+    data, rows = tokenize_conversations(
+        loaded, tokenizer, recipe.data.max_tokens, recipe.objective.loss_on, recipe.data.max_lost_share
+    )
     model, _ = load_pretrained(AutoModelForCausalLM, files, dropout=recipe.model.dropout)
     losses_BT, notes = usable_losses(model)
     outputs = answer_losses(losses_BT)
@@ -71,10 +69,10 @@ def build(recipe: Recipe) -> Task:
         if recipe.objective.baselines
         else None,
         samples=answerer(
-            tokenizer, data.splits["test"], rows["test"], recipe.objective.answered_rows,
-            recipe.objective.answer_tokens, recipe.train.seed,
+            tokenizer, data.splits["test"], recipe.objective.answered_rows, recipe.objective.answer_tokens,
+            recipe.train.seed,
         ),
         save=save_language_model(tokenizer),
         load=AutoModelForCausalLM.from_pretrained,
-        notes=cut_notes + notes,
+        notes=notes,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,6 +92,24 @@ def conversation(row: Mapping[str, Any]) -> list[Message]:
     if "messages" in row:
         return list(json.loads(row["messages"]))
     return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+
+
+def tokenize_conversations(
+    data: LoadedData,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    loss_on: Literal["responses", "all"],
+    max_lost_share: float,
+) -> tuple[LoadedData, dict[str, ChatRows]]:
+    """`chat_rows` of every split, and the data without the rows that lose their whole answer, with notes on both.
+
+    Raises:
+        DataError: more than `max_lost_share` of a split would be left out, or the template doesn't fit.
+    """
+    rows = {name: chat_rows(split, tokenizer, max_tokens, loss_on) for name, split in data.splits.items()}
+    notes = refuse_lost(rows, max_tokens, max_lost_share)
+    splits = {name: split.select(rows[name].kept) for name, split in data.splits.items()}
+    return replace(data, splits=splits, notes=(*data.notes, *notes)), rows
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> None:
@@ -229,8 +247,6 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: st
 def _fewer_to_judge(data: LoadedData, most: int | None) -> LoadedData:
     if most is None:
         return data
-    from dataclasses import replace
-
     splits, notes = dict(data.splits), list(data.notes)
     for name in SPLITS[1:]:
         split = splits[name]
