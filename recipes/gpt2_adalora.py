@@ -2,7 +2,7 @@
 
     accelerate launch finetune/run.py --recipe gpt2_adalora
 
-Expected  not measured yet; the run ends with a table of the ranks by layer
+Expected  not measured yet, and the learning rate is not tuned; the run ends with a table of the ranks by layer
 """
 
 from finetune.adapters import AdaLoRA
