@@ -90,6 +90,38 @@ class LanguageModelObjective(Section):
     """Tokens that are sampled after each prompt; 0 for none."""
 
 
+class ConversationData(DataSettings):
+    """Conversations: a column of messages, or one of prompts and one of responses."""
+
+    messages: str | None = None
+    """Name of a column of lists of {"role", "content"}. `none` finds it (messages, conversation, conversations)."""
+    prompt: str | None = None
+    """Name of the prompts' column. `none` finds it (prompt, question, statement, user)."""
+    response: str | None = None
+    """Name of the responses' column. `none` finds it (response, completion, answer, reply, output, assistant)."""
+    chat_template: str | None = None
+    """Jinja file that says how a conversation is written down. `none` takes the tokenizer's own."""
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    """Longer conversations are cut here; the run says how many."""
+    max_lost_share: Share = 0.01
+    """Share of a split's rows that may lose their whole answer at max_tokens; they are left out, more is refused."""
+    max_eval_rows: Annotated[int, Field(ge=1)] | None = None
+    """Validate and test on so many rows each, chosen by a hash of their text; `none` takes all."""
+
+
+class ConversationObjective(Section):
+    """What a chat model learns of a conversation, and what is measured beside its loss."""
+
+    loss_on: Literal["responses", "all"] = "responses"
+    """Which tokens are targets: what the assistant says, or everything."""
+    baselines: bool = True
+    """Measure the model before training on the same test rows, so that the gain can be seen."""
+    answered_rows: Annotated[int, Field(ge=0)] = 6
+    """Test conversations whose last answer is written anew before and after training; the model card shows them."""
+    answer_tokens: Annotated[int, Field(ge=1)] = 40
+    """Most tokens of such an answer; one that does not end before is counted."""
+
+
 class ClassificationObjective(Section):
     """What the classification loss weighs."""
 

@@ -71,10 +71,9 @@ def run(options: RunOptions) -> int:
             before, progress = trainer.fit(resume=options.resume is not None)
             seconds.stop("train_s")
             done_s = max(seconds.values["train_s"], 1e-9)
-            speed = {
-                "examples_per_s": round((progress.rows - before.rows) / done_s, 1),
-                "tokens_per_s": round((progress.tokens - before.tokens) / done_s, 1),
-            }
+            speed = {"examples_per_s": round((progress.rows - before.rows) / done_s, 1)}
+            if task.rows["train"].lengths is not None:  # else rows were counted in place of their tokens
+                speed["tokens_per_s"] = round((progress.tokens - before.tokens) / done_s, 1)
             counts = {"updates": progress.update, "best_update": progress.best_update}
             if trainer.stopped_by:
                 record.update(status="interrupted", **counts, timing={**seconds.values, **speed})
@@ -127,7 +126,7 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
     check_positions(
         task.model,
         max((int(some.lengths.max()) for some in task.rows.values() if some.lengths is not None), default=0),
-        "data.block_tokens" if task.kind == "text-generation" else "data.max_tokens",
+        "data.block_tokens" if "block_tokens" in type(loaded.recipe.data).model_fields else "data.max_tokens",
     )
     adapter.check(task, plan.total_updates)
     seed_torch(settings.seed, "adapter")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune.chat import answer
 from finetune.data.batching import RowKey
 from finetune.data.tokens import pad_tokens
 from finetune.errors import ConfigError, DataError
@@ -119,12 +120,21 @@ class TextGenerator:
 
     def __init__(self, run: Path, record: dict[str, Any], tokens: int) -> None:
         self.tokens, self.seed = tokens, record["seed"]
-        self.text_column = record["config"].get("data", {}).get("text")
+        data = record["config"].get("data", {})
+        # A run on conversations answers; another goes on from the text as it stands.
+        self.chat = "response" in data
+        self.text_column = data.get("prompt" if self.chat else "text")
         self.tokenizer, self.model = _loaded(run / "model", "AutoModelForCausalLM")
         self.model.to(_accelerator().device)
 
     def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
-        """What follows each text, in order."""
+        """What follows each text, in order; of a chat model its answer to each."""
+        if self.chat:
+            asked = [[{"role": "user", "content": text}] for text in texts]
+            return [
+                {"generated": answer(self.model, self.tokenizer, messages, self.tokens, self.seed)[0]}
+                for messages in asked
+            ]
         return [{"generated": generate(self.model, self.tokenizer, text, self.tokens, self.seed)} for text in texts]
 
 

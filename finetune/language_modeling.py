@@ -106,32 +106,40 @@ def before_training(
 
 def sampler(
     tokenizer: PreTrainedTokenizerBase, prompts: list[str], tokens: int, seed: int
-) -> Callable[[torch.nn.Module], list[dict[str, str]]] | None:
+) -> Callable[[torch.nn.Module], list[dict[str, Any]]] | None:
     """A model to what it writes after each prompt: a Task's `samples`. None without prompts or tokens."""
     if not prompts or not tokens:
         return None
 
-    def samples(model: torch.nn.Module) -> list[dict[str, str]]:
+    def samples(model: torch.nn.Module) -> list[dict[str, Any]]:
         return [{"prompt": prompt, "text": generate(model, tokenizer, prompt, tokens, seed)} for prompt in prompts]
 
     return samples
 
 
 def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int, seed: int) -> str:
-    """What the model writes after a prompt: up to `tokens` sampled tokens, the same for the same seed.
+    """What the model writes after a prompt: up to `tokens` sampled tokens, the same for the same seed."""
+    ids_BT = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
+    written = go_on(model, tokenizer, ids_BT, tokens, (seed, "samples", prompt))
+    return str(tokenizer.decode(written, skip_special_tokens=True))
+
+
+def go_on(
+    model: Any, tokenizer: PreTrainedTokenizerBase, ids_BT: torch.Tensor, tokens: int, seed: tuple[int, str, str]
+) -> list[int]:
+    """Up to `tokens` token ids that the model writes after ids_BT, [1, T]; the end token is the last, if it came.
 
     Sampled at temperature 0.8 among the 50 likeliest tokens: without chance small models repeat themselves, and with
     all tokens they stumble. When the model's context is full, the later half of it stays and writing goes on.
     """
     training = model.training
     model.eval()
-    ids_BT = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
     if not ids_BT.numel():
         ids_BT = torch.tensor([[tokenizer.bos_token_id or tokenizer.eos_token_id or 0]])
     room = getattr(model.config, "max_position_embeddings", None) or ids_BT.shape[1] + tokens
     end = tokenizer.eos_token_id
     written: list[int] = []
-    seed_torch(seed, "samples", prompt)
+    seed_torch(*seed)
     with torch.inference_mode():
         while len(written) < tokens and (not written or written[-1] != end):
             # The whole prompt when it leaves room, else what came last.
@@ -150,7 +158,7 @@ def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens
             written += new[0].tolist()
             ids_BT = torch.cat([ids_BT, new], dim=1)
     model.train(training)
-    return str(tokenizer.decode(written, skip_special_tokens=True))
+    return written
 
 
 def save_language_model(tokenizer: PreTrainedTokenizerBase) -> Callable[[torch.nn.Module, Path], None]:

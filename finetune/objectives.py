@@ -69,19 +69,33 @@ def token_losses(
 def chunked_losses(
     head: torch.nn.Module, hidden_BTD: torch.Tensor, targets_BT: torch.Tensor, chunk_logits: int
 ) -> torch.Tensor:
-    """Cross-entropy of head(hidden) against the targets, [B, T] fp32, a chunk of tokens at a time."""
+    """Cross-entropy of head(hidden) against the targets, [B, T] fp32, a chunk of tokens at a time.
+
+    Tokens without a target are left out before the head, which is a third of a small model's work: a prompt's tokens
+    and padding cost nothing there. Their loss is 0 and their gradient none, as if they had gone through.
+    """
     vocabulary = cast(torch.Tensor, head.weight).shape[0]
     rows = max(1, chunk_logits // vocabulary)
+    hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
+    counted_N = targets_N != -100
+    everything = bool(counted_N.all())
+    if not everything:
+        counted_N[0] |= ~counted_N.any()  # something must go through, or DDP would wait for the head's gradient
+        hidden_ND, targets_N = hidden_ND[counted_N], targets_N[counted_N]
 
     def losses_N(hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(head(hidden_ND).float(), targets_N, ignore_index=-100, reduction="none")
 
-    chunks = zip(hidden_BTD.flatten(0, 1).split(rows), targets_BT.flatten().split(rows), strict=True)
-    losses: Any = [
-        checkpoint(losses_N, *chunk, use_reentrant=False) if torch.is_grad_enabled() else losses_N(*chunk)
-        for chunk in chunks
-    ]
-    return torch.cat(losses).view(targets_BT.shape)
+    chunks = list(zip(hidden_ND.split(rows), targets_N.split(rows), strict=True))
+    # A single chunk is all that stands in memory anyway, and is not computed twice for it.
+    again = torch.is_grad_enabled() and len(chunks) > 1
+    losses: Any = [checkpoint(losses_N, *chunk, use_reentrant=False) if again else losses_N(*chunk) for chunk in chunks]
+    found_N = torch.cat(losses)
+    if not everything:
+        found_N = torch.zeros(counted_N.shape, dtype=found_N.dtype, device=found_N.device).masked_scatter(
+            counted_N, found_N
+        )
+    return found_N.view(targets_BT.shape)
 
 
 def output_head(model: torch.nn.Module) -> torch.nn.Module:

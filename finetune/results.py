@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def judge_export(
-    task: Task, accelerator: Accelerator, folder: Path, baselines: list[Baseline], samples: list[dict[str, str]]
+    task: Task, accelerator: Accelerator, folder: Path, baselines: list[Baseline], samples: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Load the exported model from disk and measure that one, in fp32: the numbers are the export's.
 
@@ -54,12 +54,26 @@ def judge_export(
     }
 
 
-def _samples(task: Task, model: torch.nn.Module, before: list[dict[str, str]]) -> dict[str, Any]:
-    """What run.json holds of the samples: {"samples": [{"prompt", "before", "after"}]}; nothing without any."""
+def _samples(task: Task, model: torch.nn.Module, before: list[dict[str, Any]]) -> dict[str, Any]:
+    """What run.json holds of the samples: {"samples": [{"prompt", "before", "after"}]}; nothing without any.
+
+    Answers to held-out prompts also hold what the data answers (`expected`), and `answers` counts how many ended by
+    themselves: a model that never stops is useless in a chat, however low its perplexity.
+    """
     if task.samples is None or not before:
         return {}
-    pairs = zip(before, task.samples(model), strict=True)
-    return {"samples": [{"prompt": a["prompt"], "before": a["text"], "after": b["text"]} for a, b in pairs]}
+    pairs = list(zip(before, task.samples(model), strict=True))
+    found: dict[str, Any] = {
+        "samples": [
+            {"prompt": a["prompt"], "before": a["text"], "after": b["text"]}
+            | ({"expected": a["expected"]} if "expected" in a else {})
+            for a, b in pairs
+        ]
+    }
+    if "ended" in before[0]:
+        ended = [sum(bool(pair[when]["ended"]) for pair in pairs) for when in (0, 1)]
+        found["answers"] = {"count": len(pairs), "ended_before": ended[0], "ended_after": ended[1]}
+    return found
 
 
 def write_report(record: dict[str, Any], data: LoadedData, folder: Path) -> None:

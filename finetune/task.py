@@ -67,7 +67,8 @@ class Task:
         save: (plain model, folder) writes everything that plain `transformers` needs.
         load: folder to model in fp32, the way somebody without this toolkit loads it.
         baselines: what needs no fine-tuning, on the test rows; every process calls it, the main one gets them.
-        samples: a language model to what it writes after fixed prompts: [{"prompt", "text"}].
+        samples: a language model to what it writes after fixed prompts: [{"prompt", "text"}], and after held-out ones
+            also {"expected", "ended"}.
         head_modules: names of modules that are new, and trained by every adapter.
         target_modules: what adapters go into unless adapter.targets says otherwise, as it would say it.
         notes: facts to say aloud: rows truncated, head initialised.
@@ -87,7 +88,7 @@ class Task:
     save: Callable[[torch.nn.Module, Path], None]
     load: Callable[[Path], torch.nn.Module]
     baselines: Callable[[Accelerator], list[Baseline]] | None = None
-    samples: Callable[[torch.nn.Module], list[dict[str, str]]] | None = None
+    samples: Callable[[torch.nn.Module], list[dict[str, Any]]] | None = None
     head_modules: Sequence[str] = ()
     target_modules: Sequence[str] = ("all-linear",)
     notes: Sequence[str] = field(default_factory=list)

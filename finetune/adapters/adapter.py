@@ -92,7 +92,7 @@ class Adapter(Section):
         raise NotImplementedError
 
     def tolerance(self) -> float:
-        """Largest absolute difference of fp32 logits that saving the adapter and loading it back may make."""
+        """Largest difference of logits, relative to the largest, that saving the adapter and loading it may make."""
         return 0.0
 
     def plain(self, model: torch.nn.Module) -> torch.nn.Module:

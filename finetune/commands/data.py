@@ -112,7 +112,10 @@ def _roles(settings: TextClassificationData) -> dict[str, str | None]:
     from finetune.data.file_kinds import SUFFIXES
 
     if settings.source in card_names() or settings.source.endswith(".md"):
-        unlabelled = "label" not in load_card(settings.source).block.columns
+        columns = load_card(settings.source).block.columns
+        if "text" not in columns:  # a conversation's prompts and responses, for example
+            return {role: None for role in columns if role not in ("id", "label")}
+        unlabelled = "label" not in columns
     else:
         path = Path(settings.source)
         texts = path.rglob("*") if path.is_dir() else [path]

@@ -12,7 +12,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="use a run's model on new texts or a file",
         description="Predict with a run's exported model: one text after --text, or every row of a file.\n"
         "Probabilities come with each prediction. A file keeps its columns; prediction and probability are added.\n"
-        "A language model goes on from each text instead, with the run's seed; `generated` is added.",
+        "A language model goes on from each text instead, with the run's seed; `generated` is added;\n"
+        "one that was tuned on conversations answers each text.",
         epilog='Examples:\n  finetune predict runs/latest --text "A dull, clumsy film."\n'
         "  finetune predict runs/latest --file new.csv --out labelled.csv\n"
         '  finetune predict runs/latest --text "Once upon a time" --max-new-tokens 200',

@@ -99,6 +99,8 @@ class SplitRule(Section):
     """Share of the training rows."""
     test_share: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
     """Share of all rows."""
+    in_order: bool = False
+    """Neighbouring rows belong together (one dialogue, one film), so splits are stretches: the end is test."""
 
 
 class Duplicates(Section):
@@ -124,10 +126,12 @@ class CardBlock(Section):
     """Class names in class-index order."""
     label_rule: LabelRule | None = None
     splits: SplitRule = SplitRule()
+    drop_empty: bool = False
+    """Leave rows with an empty text out, counted in `dropped`; without it they are refused."""
     rows: dict[str, int] = Field(default_factory=dict)
     """Rows by split, as loaded with the card's own settings."""
     dropped: int = 0
-    """Rows that the label rule leaves out."""
+    """Rows that the label rule and `drop_empty` leave out."""
     label_counts: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Label -> split -> rows."""
     duplicates: Duplicates | None = None

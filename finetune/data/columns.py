@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,13 +23,15 @@ class Texts:
 
     arrow_type = pa.string()
 
-    def __init__(self, column: str, problems: Problems) -> None:
+    def __init__(self, column: str, problems: Problems, drop_empty: bool = False) -> None:
         self.column = column
+        self.drop_empty = drop_empty
         self.problems = problems
         self.rows = 0
         self.numeric = 0
         self.wrapped = 0
         self.tabbed = 0
+        self.left_out = 0
         self._first: tuple[type, str] | None = None
 
     def read(self, value: Any, path: Path, unit: str, line: int) -> str | None:
@@ -43,6 +46,9 @@ class Texts:
         elif self._first[0] is not str:
             return self._mixed(f"{path}, {unit} {line}", str)
         if not value.strip():
+            if self.drop_empty:
+                self.left_out += 1
+                return None
             return self._bad(
                 "empty texts",
                 f"{path}, {unit} {line}: the text in {self.column!r} is empty.",
@@ -114,11 +120,44 @@ class Texts:
         return None
 
 
+class Messages(Texts):
+    """Values of a column of conversations: lists of {"role", "content"}, kept as JSON of just those keys."""
+
+    def read(self, value: Any, path: Path, unit: str, line: int) -> str | None:
+        """The conversation as canonical JSON, or None when a problem was noted."""
+        place = f"{path}, {unit} {line}"
+        fix = 'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
+        if not isinstance(value, list) or not value:
+            return self._bad("conversations of a wrong kind", f"{place}: {self.column!r} is no list of messages.", fix)
+        kept = []
+        for number, message in enumerate(value, 1):
+            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+                what = "lacks role or content"
+            elif not isinstance(message["role"], str) or not isinstance(message["content"], str):
+                what = "has a role or content that is no text"
+            elif not message["content"].strip():
+                what = f"({message['role']}) is empty"
+            # What a template would be given and does not get would be left out silently: tool calls, images, names.
+            elif extra := [key for key in message if key not in ("role", "content") and message[key] is not None]:
+                what = f"has {extra[0]!r} besides role and content, which is not supported"
+            else:
+                kept.append({"role": message["role"], "content": message["content"]})
+                continue
+            return self._bad("messages of a wrong kind", f"{place}: message {number} of {self.column!r} {what}.", fix)
+        if all(message["role"] != "assistant" for message in kept):
+            return self._bad(
+                "conversations without an answer",
+                f"{place}: {self.column!r} has no message of the role assistant.",
+                "Name the roles system, user and assistant, or leave the row out.",
+            )
+        return super().read(json.dumps(kept, ensure_ascii=False), path, unit, line)
+
+
 @dataclass(frozen=True)
 class Role:
     """What a recipe may ask a column to be."""
 
-    reader: Callable[[str, Problems], Texts]
+    reader: Callable[[str, Problems, bool], Texts]
     usual: tuple[str, ...]
 
 
@@ -143,6 +182,9 @@ ROLES: dict[str, Role] = {
             "title",
         ),
     ),
+    "prompt": Role(Texts, ("prompt", "question", "statement", "user")),
+    "response": Role(Texts, ("response", "completion", "answer", "reply", "output", "assistant")),
+    "messages": Role(Messages, ("messages", "conversation", "conversations")),
     "text_b": Role(Texts, ("text_b", "sentence2", "text2", "hypothesis", "response")),
 }
 USUAL_LABELS = (

@@ -93,6 +93,7 @@ def _key(plan: DataPlan) -> str:
         "columns": plan.columns,
         "rule": plan.label_rule.model_dump() if plan.label_rule else None,
         "labels": plan.labels,
+        "rows": [plan.in_order, plan.drop_empty],
         "split": [plan.salt, plan.valid_share, plan.test_share, plan.max_train_rows],
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

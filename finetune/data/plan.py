@@ -38,6 +38,15 @@ class DataPlan:
     test_share: float
     max_train_rows: int | None
     notes: tuple[str, ...] = ()
+    drop_empty: bool = False
+    """Leave rows with an empty text out, as the card says, instead of refusing them."""
+    card_in_order: bool = False
+    """The card says that neighbouring rows belong together."""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether splits are whole stretches of rows."""
+        return self.passages or self.card_in_order
 
     @property
     def documents(self) -> bool:
@@ -143,6 +152,8 @@ def _from_card(card: DataCard, settings: DataSettings, roles: Mapping[str, str |
         rule.valid_share if settings.valid_share == defaults["valid_share"] else settings.valid_share,
         rule.test_share if settings.test_share == defaults["test_share"] else settings.test_share,
         settings.max_train_rows,
+        drop_empty=block.drop_empty,
+        card_in_order=rule.in_order,
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from finetune.data.arrow_splits import RowWriter, write_splits
 from finetune.data.card import LabelRule
-from finetune.data.columns import ID, LABEL, ROLES, Texts, find_columns
+from finetune.data.columns import ID, LABEL, ROLES, find_columns
 from finetune.data.labels import BAD, DROP, Classes, LabelCoder
 from finetune.data.plain_text import Documents
 from finetune.data.plan import DataPlan
@@ -90,10 +90,15 @@ class _Stage:
         self.problems = problems
         self.tables = _tables(plan)
         self.columns = self._columns()
-        self.texts = {role: Texts(column, problems) for role, column in self.columns.items() if role in ROLES}
+        self.texts = {
+            role: ROLES[role].reader(column, problems, plan.drop_empty)
+            for role, column in self.columns.items()
+            if role in ROLES
+        }
         self.class_names: tuple[str, ...] = ()
         self.coder = self._label_coder()
         self.rows = _Rows()
+        self.empty_texts = self.left_out = 0
         self.ends: list[int] = []  # rows read up to the end of each file
         self.notes = list(plan.notes)
         path = plan.files[0][1]
@@ -115,6 +120,9 @@ class _Stage:
         if dropped:
             zero = "with the value 0 " if self.plan.label_rule is not None and self.plan.label_rule.sign else ""
             self.notes.append(f"{dropped} rows {zero}were left out by the card's label rule")
+        if self.left_out:
+            self.notes.append(f"{self.left_out} rows were left out because a text of theirs is empty, as the card says")
+        dropped += self.left_out
         self.notes += [note for texts in self.texts.values() for note in texts.notes()] + list(classes.notes)
         return Staged(files, rows, self.columns, classes.names, self.class_names, sha256, dropped, tuple(self.notes))
 
@@ -171,6 +179,9 @@ class _Stage:
         for number, values in table.rows(wanted, self.problems):
             texts = [texts.read(values[at[role]], table.path, table.unit, number) for role, texts in self.texts.items()]
             if any(text is None for text in texts):
+                if (empty := sum(reader.left_out for reader in self.texts.values())) > self.empty_texts:
+                    self.empty_texts = empty  # both texts of a row may be empty, and it is one row
+                    self.left_out += 1
                 continue
             code = 0 if coder is None else coder.code(values[at[LABEL]], table.path, table.unit, number)
             if code in (DROP, BAD):
@@ -219,28 +230,30 @@ class _Stage:
         hashes = np.array(self.rows.hashes, dtype=np.uint64)
         published = np.array(self.rows.published, dtype=np.int8)
         shares = {"valid_share": self.plan.valid_share, "test_share": self.plan.test_share}
-        in_order = self.plan.passages
+        in_order = self.plan.in_order
         splits = assign_in_order(published, **shares) if in_order else assign(hashes, indices, published, **shares)
         if in_order:
-            self.notes.append("rows are passages of one text, so splits are whole stretches of it: train comes first")
+            what = "rows are passages of one text" if self.plan.passages else "rows follow each other in the source"
+            self.notes.append(f"{what}, so splits are whole stretches of it: train comes first")
         in_train = np.flatnonzero(splits == TRAIN)
         most = self.plan.max_train_rows
         if most is not None and most < len(in_train):
             splits[in_train] = DROPPED
-            kept = np.arange(most) if in_order else first_in_hash_order(hashes[in_train], most)
+            kept = np.arange(most) if self.plan.passages else first_in_hash_order(hashes[in_train], most)
             splits[in_train[kept]] = TRAIN
             left = len(np.unique(indices[splits == TRAIN]))
             self.notes.append(f"data.max_train_rows keeps {most} of {len(in_train)} training rows")
             if left < len(classes.names):
                 self.notes.append(f"those {most} rows hold {left} of {len(classes.names)} classes")
         # A split by hash can't leak, and this search takes more memory than all the rest.
-        pairs = ((VALID, (TRAIN,)), (TEST, (TRAIN, VALID))) if (published != TRAIN).any() else ()
+        made = in_order and not self.plan.passages  # in order, though rows may be alike
+        pairs = ((VALID, (TRAIN,)), (TEST, (TRAIN, VALID))) if made or (published != TRAIN).any() else ()
         for later, earlier in pairs:
             leaked = np.isin(hashes[splits == later], hashes[np.isin(splits, earlier)]).sum()
             if leaked:
                 self.notes.append(
-                    f"{leaked} rows of the published {SPLITS[later]} split have the text of a row in "
-                    f"{' or '.join(SPLITS[index] for index in earlier)}; they stay, as published"
+                    f"{leaked} rows of the {'' if made else 'published '}{SPLITS[later]} split have the text of a row "
+                    f"in {' or '.join(SPLITS[index] for index in earlier)}; they stay{'' if made else ', as published'}"
                 )
         return splits
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from finetune.data.blocks import Blocks
+from finetune.data.conversations import ChatRows
 from finetune.evaluation.intervals import Floats, Interval, Ints, bootstrap, percentile_interval
 from finetune.evaluation.paired import Gain
 
@@ -123,3 +124,20 @@ class LanguageModelJudge:
             "bytes": text_bytes.astype(np.int64),
             "perplexity": np.exp(loss / tokens),
         }
+
+
+class AnswerJudge(LanguageModelJudge):
+    """Judges the summed loss of each conversation's targets, [rows, 1], by split; intervals are over conversations.
+
+    Args:
+        rows: the rows that were judged, by split.
+        seed: of the bootstrap intervals.
+    """
+
+    def __init__(self, rows: Mapping[str, ChatRows], seed: int) -> None:
+        self.rows, self.seed = rows, seed
+
+    def documents(self, split: str, outputs: npt.ArrayLike) -> DocumentLosses:
+        """Losses, targets and bytes of a split's conversations."""
+        rows, losses_R1 = self.rows[split], np.asarray(outputs, dtype=np.float64)
+        return DocumentLosses(losses_R1[:, 0], rows.targets.astype(np.float64), rows.target_bytes.astype(np.float64))

@@ -75,8 +75,9 @@ def quoted_samples(record: Mapping[str, Any]) -> list[str]:
     """What the model wrote after each prompt before and after training, as quotations."""
     return [
         "\n>\n".join(
-            f"> **{name}**: {markdown(sample['prompt'])}**|** {markdown(sample[key])}"
-            for name, key in (("before", "before"), ("after", "after"))
+            f"> **{name}**: {markdown(sample['prompt'])}**|** {markdown(sample[name])}"
+            for name in ("before", "after", "expected")
+            if name in sample
         )
         for sample in record.get("samples") or []
     ]

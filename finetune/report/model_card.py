@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from finetune.files import write_atomically
 from finetune.report.card_tables import markdown, part, quoted_samples, result_tables, said_in
 from finetune.report.summary import (
+    answers_line,
     clean,
     difference,
     reported_split,
@@ -79,6 +80,7 @@ def model_card(record: Mapping[str, Any], *, picture: bool = False, data_card: b
         task=task,
         **_example(record, task, max_tokens),
         samples=quoted_samples(record),
+        answers=answers_line(record["answers"]) if record.get("answers") else "",
         labels=", ".join(f"`{_code(label)}`" for label in labels[:MAX_LABELS])
         + (
             f" and {len(labels) - MAX_LABELS} more (`id2label` in model/config.json)"
@@ -98,6 +100,10 @@ def _example(record: Mapping[str, Any], task: str, max_tokens: int | None) -> di
     """Name, text and further arguments of the call that the card shows."""
     if task == "text-generation":
         config = part(record, "config")
+        if "response" in part(config, "data"):  # a chat model: the pipeline puts messages into its template
+            asked = (record.get("samples") or [{"prompt": "Hello!"}])[0]["prompt"]
+            messages = json.dumps([{"role": "user", "content": asked}], ensure_ascii=False)
+            return {"call": "generate", "example": messages, "call_arguments": ", max_new_tokens=60"}
         prompts = part(config, "objective").get("prompts") or ["Once upon a time"]
         # Prompt and answer must fit into the context of a small model trained on short blocks.
         tokens = min(60, int(part(config, "data").get("block_tokens") or 120) // 2)

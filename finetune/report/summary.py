@@ -31,6 +31,7 @@ SHARES = frozenset({"accuracy", "macro_f1", "weighted_f1", "macro_precision", "m
 PERCENT = {"perplexity_reduction": "% lower perplexity"}
 LOWER_IS_BETTER = frozenset({"ece", "perplexity", "bits_per_byte", "loss"})
 SAMPLE_LINES = 3
+MAX_SAMPLES = 3
 
 
 def summary_table(record: Mapping[str, Any]) -> str:
@@ -54,7 +55,12 @@ def summary_table(record: Mapping[str, Any]) -> str:
         blocks.append(_classes(classes))
     elif classes:
         blocks.append(f"{len(classes)} classes: run.json holds the scores of each.")
-    blocks += [_sample(sample) for sample in record.get("samples") or []]
+    samples = record.get("samples") or []
+    blocks += [_sample(sample) for sample in samples[:MAX_SAMPLES]]
+    if len(samples) > MAX_SAMPLES:
+        blocks.append(f"README.md shows {len(samples) - MAX_SAMPLES} more.")
+    if answers := record.get("answers"):
+        blocks.append(answers_line(answers))
     return "\n\n".join(blocks)
 
 
@@ -143,10 +149,21 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def answers_line(answers: Mapping[str, Any]) -> str:
+    """How many answers to held-out prompts ended by themselves, before and after."""
+    return (
+        f"Answers that ended by themselves: {answers['ended_before']} of {answers['count']} before, "
+        f"{answers['ended_after']} of {answers['count']} after."
+    )
+
+
 def _sample(sample: Mapping[str, Any]) -> str:
     lines = [cut(f"prompt  {clean(sample['prompt'])}", WIDTH)]
-    for name in ("before", "after"):
-        wrapped = textwrap.wrap(clean(sample[name]), WIDTH - 8, max_lines=SAMPLE_LINES, placeholder=" …")
+    said = {"before": sample["before"], "after": sample["after"]}
+    if "expected" in sample:
+        said["data"] = sample["expected"]
+    for name, text in said.items():
+        wrapped = textwrap.wrap(clean(text), WIDTH - 8, max_lines=SAMPLE_LINES, placeholder=" …")
         lines += [cut(f"{name if not number else '':<8}{line}", WIDTH) for number, line in enumerate(wrapped or [""])]
     return "\n".join(line.rstrip() for line in lines)
 

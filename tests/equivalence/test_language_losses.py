@@ -86,6 +86,23 @@ def test_chunks_equal_the_whole_in_value_and_every_gradient(make: object, chunk:
     assert compared >= 4
 
 
+def test_tokens_without_a_target_do_not_go_through_the_head() -> None:
+    """Two of sixty targets: the head sees two rows; without any it still gets a gradient, of zeros."""
+    ids, targets = batch()
+    targets = torch.full_like(targets, -100).index_put((torch.tensor([0, 2]), torch.tensor([3, 19])), torch.tensor(5))
+    model, seen = llama(), []
+    model.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[0]))
+    losses = token_losses(model, ids, targets)
+    assert seen[0] == 2
+    assert losses.shape == targets.shape
+    assert (losses != 0).nonzero().tolist() == [[0, 3], [2, 19]]
+    assert losses.sum().item() == pytest.approx(whole(model, ids, targets).item(), rel=1e-6)
+    nothing = token_losses(model, ids, torch.full_like(targets, -100))
+    assert nothing.abs().max() == 0
+    nothing.sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
 def test_it_is_the_loss_that_transformers_computes() -> None:
     ids, targets = batch()
     model = gpt2()
@@ -149,5 +166,5 @@ def test_peak_memory_is_a_fraction() -> None:
         float(subprocess.run([sys.executable, "-c", MEMORY, how], capture_output=True, text=True, check=True).stdout)
         for how in ("chunked", "whole")
     )
-    assert at_once > 384
+    assert at_once > 192  # the logits once, of what one process needs more than it ever did before
     assert chunked < 0.6 * at_once

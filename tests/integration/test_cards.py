@@ -3,7 +3,7 @@
 import pytest
 
 from finetune.config import PlainTextData, TextClassificationData
-from finetune.data.card import card_names
+from finetune.data.card import card_names, load_card
 from finetune.data.checks import check_data, measure
 from finetune.data.loader import load_data
 
@@ -20,12 +20,16 @@ SHA256 = {
 }
 
 
-TEXTS = {"grimm_tales": "4c6dccdfc434584a80579b5fdf34faa3c3309ff7cb122e965573aa62029405d6"}
+TEXTS = {
+    "grimm_tales": "4c6dccdfc434584a80579b5fdf34faa3c3309ff7cb122e965573aa62029405d6",
+    "movie_dialogues": "00afeef3ce009af74e6e7f63b0ea3623637ea29cc49e059b905d9b97fe0c3f34",
+}
 
 
 @pytest.mark.parametrize("name", sorted(TEXTS))
 def test_numbers_of_a_card_of_plain_text(name: str) -> None:
-    data = load_data(PlainTextData(source=name), {"text": None})
+    texts = [role for role in load_card(name).block.columns if role != "id"]
+    data = load_data(PlainTextData(source=name), dict.fromkeys(texts))
     assert data.card is not None
     block = data.card.block
     measured = measure(data.splits, data.labels)
@@ -33,6 +37,7 @@ def test_numbers_of_a_card_of_plain_text(name: str) -> None:
     assert measured.rows == block.rows
     assert measured.duplicates == block.duplicates
     assert measured.leaks == block.leaks
+    assert sum(int(note.split()[0]) for note in data.notes if "were left out" in note) == block.dropped
     assert data.sha256 == TEXTS[name]
 
 

@@ -158,3 +158,41 @@ def test_two_processes_equal_one(scratch: Path, tales: Path, tmp_path: Path, fre
     assert losses(run) == pytest.approx(losses(scratch), rel=2e-4)
     one, two = (record_of(some)["metrics"]["test"]["loss"]["value"] for some in (scratch, run))
     assert two == pytest.approx(one, rel=2e-4)
+
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'][0] }}: {{ message['content'] }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}a: {% endif %}"
+)
+
+
+def test_a_run_on_conversations(scratch: Path, tmp_path: Path) -> None:
+    """Real dialogues through gpt2_sft, with the small model of letters as its base and a template of its own."""
+    (tmp_path / "letters.jinja").write_text(TEMPLATE)
+    settings = [
+        f"model.name={scratch / 'model'}", f"data.chat_template={tmp_path / 'letters.jinja'}", "data.max_tokens=64",
+        "data.max_train_rows=64", "data.max_eval_rows=32", "train.max_updates=5", "objective.answer_tokens=12",
+        "adapter.rank=4",
+    ]  # fmt: skip
+    options = [part for setting in settings for part in ("--set", setting)]
+    refused = finetune("run", "gpt2_sft", *options, "--output", tmp_path / "refused")
+    assert refused.returncode == 2
+    assert "rows lose their whole answer at data.max_tokens=64" in refused.stderr
+    assert not (tmp_path / "refused").exists()
+
+    run = tmp_path / "run"
+    done = launch(f"{LINE} gpt2_sft", *options, "--set", "data.max_lost_share=0.9", "--output", run)
+    assert done.returncode == 0, done.stderr
+    record = record_of(run)
+    lost = [note for note in record["data"]["notes"] if "lose their whole answer" in note]
+    assert [note.split(":")[0] for note in lost] == ["train", "valid", "test"]
+    assert record["data"]["rows"]["test"] == 32 - int(lost[2].split()[1])
+    assert record["metrics"]["test"]["loss"]["value"] < record["baselines"]["before fine-tuning"]["loss"]["value"]
+    assert record["metrics"]["test"]["loss"]["n"] == record["data"]["rows"]["test"]
+    assert record["answers"]["count"] == len(record["samples"]) == 6
+    assert all(set(sample) == {"prompt", "before", "after", "expected"} for sample in record["samples"])
+    assert "Answers that ended by themselves: " in done.stdout
+    assert "answered to held-out prompts" in (run / "README.md").read_text("utf-8")
+    answered = finetune("predict", run, "--text", "hello.", "--max-new-tokens", 10)
+    assert answered.returncode == 0, answered.stderr
+    assert len(json.loads(answered.stdout)["generated"]) <= 10

@@ -90,6 +90,7 @@ def test_list_names_every_card(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
         "grimm_tales",
+        "movie_dialogues",
         "movie_snippets",
         "newsgroups_20",
         "reuters_r52",
