@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from finetune.data.near import near
 from finetune.data.problems import Problems
+from finetune.data.tagged import Tags, Tokens
 from finetune.errors import DataError
 
 ID, LABEL = "id", "label"
@@ -66,6 +67,10 @@ class Texts:
                 )
         return value
 
+    def hashed(self, value: Any) -> str:
+        """What says that two rows are the same."""
+        return str(value)
+
     def notes(self) -> list[str]:
         """What is not wrong but worth a look."""
         notes = []
@@ -118,11 +123,11 @@ class Texts:
 class Role:
     """What a recipe may ask a column to be."""
 
-    reader: Callable[[str, Problems], Texts]
+    reader: Callable[[str, Problems], Texts | Tokens | Tags]
     usual: tuple[str, ...]
 
 
-# A later recipe (images, conversations, scores) adds its role here, with a reader of its own.
+# A later recipe (images, conversations) adds its role here, with a reader of its own.
 ROLES: dict[str, Role] = {
     "text": Role(
         Texts,
@@ -143,8 +148,22 @@ ROLES: dict[str, Role] = {
             "title",
         ),
     ),
-    "text_b": Role(Texts, ("text_b", "sentence2", "text2", "hypothesis", "response")),
+    "text_pair": Role(Texts, ("text_pair", "text_b", "sentence2", "text2", "hypothesis", "response")),
+    "tokens": Role(Tokens, ("tokens", "words")),
+    "tags": Role(Tags, ("tags", "ner_tags", "labels", "ner", "label")),
 }
+# The usual names of the two texts of a pair, which are found together: in QNLI `question` comes before `sentence`.
+PAIRS = (
+    ("text", "text_pair"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "answer"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("#1 string", "#2 string"),
+)
 USUAL_LABELS = (
     "label",
     "labels",
@@ -159,6 +178,8 @@ USUAL_LABELS = (
     "stars",
     "rating",
     "y",
+    "score",
+    "quality",
 )
 
 
@@ -176,6 +197,7 @@ def find_columns(
     """
     listed = ", ".join(columns[:12]) + (", ..." if len(columns) > 12 else "")
     found: dict[str, str] = {}
+    wanted = {**wanted, **_usual_pair(wanted, columns)}
     for role, name in wanted.items():
         if name is not None and name not in columns:
             meant = near(name, columns)
@@ -197,6 +219,16 @@ def find_columns(
         if ids:
             found[ID] = ids[0]
     return found
+
+
+def _usual_pair(wanted: Mapping[str, str | None], columns: tuple[str, ...]) -> dict[str, str]:
+    """The columns of a pair of texts, where both are to be found and stand under names that go together."""
+    if wanted.get("text", "") is None and wanted.get("text_pair", "") is None:
+        folded = {name.strip().casefold(): name for name in reversed(columns)}
+        for first, second in PAIRS:
+            if first in folded and second in folded:
+                return {"text": folded[first], "text_pair": folded[second]}
+    return {}
 
 
 def _usual(role: str, columns: tuple[str, ...], path: Path, listed: str, header_line: bool) -> str:

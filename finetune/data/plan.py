@@ -38,6 +38,8 @@ class DataPlan:
     test_share: float
     max_train_rows: int | None
     notes: tuple[str, ...] = ()
+    scores: bool = False
+    """Whether labels are numbers to be predicted, not classes."""
 
     @property
     def documents(self) -> bool:
