@@ -21,13 +21,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-    from finetune.config import PairObjective
     from finetune.data.loader import LoadedData
     from finetune.evaluation.baselines import Baseline
-    from finetune.recipe import Recipe
     from finetune.task import Batch, Collate
+    from finetune.text_settings import PairObjective
 
-Forward = Callable[[torch.nn.Module, "Batch"], torch.Tensor]
 SCORE = "score"
 
 
@@ -98,7 +96,12 @@ def refuse_ignored(objective: PairObjective) -> None:
 
 
 def pair_baselines(
-    data: LoadedData, tokenizer: PreTrainedTokenizerBase, encoder: torch.nn.Module, collate: Collate, recipe: Recipe
+    data: LoadedData,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: torch.nn.Module,
+    collate: Collate,
+    max_tokens: int,
+    seed: int,
 ) -> Callable[[Accelerator], list[Baseline]]:
     """Majority class (or the mean), TF-IDF of both texts under a linear model, and the encoder as it came.
 
@@ -106,8 +109,7 @@ def pair_baselines(
     (InferSent, arXiv:1705.02364); for numbers the cosine of u and v is scaled to the training labels by a line. Its
     features are computed by all processes together, the rest by the main one.
     """
-    seed, max_tokens = recipe.train.seed, recipe.data.max_tokens
-    regression = recipe.objective.kind == "regression"
+    regression = not data.labels
 
     def vectors(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         with torch.autocast(batch["input_ids"].device.type, dtype=torch.bfloat16, enabled=native_bf16(batch)):

@@ -74,7 +74,7 @@ def build(recipe: Recipe) -> Task:
         outputs=lambda model, batch: head.outputs(logits_BC(model, batch)),
         logits=logits_BC,
         judge=head.judge,
-        baselines=pair_baselines(data, tokenizer, model.base_model, collate, recipe)
+        baselines=pair_baselines(data, tokenizer, model.base_model, collate, recipe.data.max_tokens, recipe.train.seed)
         if recipe.objective.baselines
         else None,
         save=save_model(tokenizer, recipe.data.max_tokens),

@@ -17,7 +17,9 @@ RIDGE_ALPHA = 1.0
 
 def mean_label(train_labels: npt.ArrayLike, eval_rows: int) -> Baseline:
     """Answer every row with the mean of the training labels: the best constant for the squared error."""
-    return Baseline("mean label", np.full((eval_rows, 1), float(np.mean(train_labels))))
+    return Baseline(
+        "mean label", np.tile(np.mean(np.asarray(train_labels, dtype=np.float64), keepdims=True), (eval_rows, 1))
+    )
 
 
 def tfidf_ridge(train: Pairs, train_labels: npt.ArrayLike, evaluated: Pairs) -> Baseline:
