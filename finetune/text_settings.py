@@ -59,3 +59,21 @@ class BaselineObjective(Section):
 
     baselines: bool = True
     """Measure what needs no fine-tuning on the same test rows, so that the gain can be seen."""
+
+
+class MaskedTextData(DataSettings):
+    """Documents of plain text: a .txt file or a folder of them, or a text column of a table."""
+
+    text: str | None = None
+    """Name of the text column. `none` finds it (text, sentence, content, review, ...)."""
+    block_tokens: Annotated[int, Field(ge=16)] = 128
+    """Longest stretch that the model sees at once. Longer documents are cut into blocks; no token is left out."""
+
+
+class MaskedObjective(BaselineObjective):
+    """Which tokens are hidden from the model."""
+
+    mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of the tokens to be predicted; of these 80 % are masked, 10 % become another token, 10 % stay."""
+    whole_words: bool = True
+    """Hide all sub-words of a word together; alone, one is often given away by the others."""
