@@ -118,7 +118,7 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
     check_positions(
         task.model,
         max((int(some.lengths.max()) for some in task.rows.values() if some.lengths is not None), default=0),
-        "data.block_tokens" if task.kind == "text-generation" else "data.max_tokens",
+        "data.block_tokens" if task.kind in ("text-generation", "fill-mask") else "data.max_tokens",
     )
     adapter.check(task, plan.total_updates)
     seed_torch(settings.seed, "adapter")
