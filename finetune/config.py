@@ -7,7 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -43,6 +43,8 @@ class ModelSettings(Section):
 class DataSettings(Section):
     """Which data. Recipes subclass it with the columns of their task."""
 
+    examples: ClassVar[str] = ""
+    """What a recipe without data of its own answers when no source is named."""
     source: str
     """Data card name, file (CSV, TSV, JSONL, Parquet), folder with train/test files, or hub id."""
     revision: str | None = None
@@ -129,6 +131,8 @@ class ClassificationObjective(Section):
     """Share of the target probability that is spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weighs each row by rows / (classes x rows of its class), as scikit-learn does."""
+    best_metric: Literal["accuracy", "macro_f1", "mcc"] = "accuracy"
+    """What the kept checkpoint is best at, on the validation rows; mcc is Matthews correlation, CoLA's measure."""
     baselines: bool = True
     """Measure what needs no fine-tuning on the same test rows, so that the gain can be seen."""
 

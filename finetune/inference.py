@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,19 +17,38 @@ from finetune.errors import ConfigError, DataError
 from finetune.evaluation.predict import predict_rows
 from finetune.hardware import use_threads
 from finetune.language_modeling import generate
-from finetune.prediction_files import check_out, read_rows, write_rows
+from finetune.prediction_files import check_out, read_pairs, read_rows, write_rows
 from finetune.run_folder import read_record
 
 NEW_TOKENS = 100
 _DAMAGED = "The folder is not whole; copy it again from where the run was made."
 
 
+class Predictor(Protocol):
+    """A run's exported model: texts (or pairs of them) to what `added` names, and more, of each."""
+
+    added: tuple[str, ...]
+    text_column: str | None
+
+    def __call__(self, texts: list[Any]) -> list[dict[str, Any]]: ...
+
+
 def predict(
-    run: str, texts: list[str] | None, file: str | None, out: str | None, column: str | None, tokens: int | None = None
+    run: str,
+    texts: list[str] | None,
+    file: str | None,
+    out: str | None,
+    column: str | None,
+    tokens: int | None = None,
+    pairs: list[str] | None = None,
+    pair_column: str | None = None,
 ) -> int:
-    """Print predictions for texts, or write a file's rows with `prediction` and `probability` (`generated`) added.
+    """Print predictions for texts, or write a file's rows with `prediction` and `probability` added.
+
+    A language model adds `generated`, a tagger `entities`, regression `prediction` alone.
 
     Args:
+        pairs, pair_column: the second texts, or their column, for a run on pairs of texts.
         tokens: most tokens that a language model writes after each text; None takes 100.
 
     Raises:
@@ -46,25 +66,69 @@ def predict(
     record = _completed(Path(run))
     if tokens is not None and (record["task"] != "text-generation" or tokens < 1):
         raise ConfigError(f"--max-new-tokens {tokens} is a number from 1 on, for a language model's run.")
-    predictor: TextGenerator | TextClassifier
+    paired = "text_pair" in record["config"].get("data", {})
+    _refuse_odd_pairs(run, paired, texts, pairs, file, pair_column)
+    predictor: Predictor
     if record["task"] == "text-generation":
         predictor = TextGenerator(Path(run), record, tokens or NEW_TOKENS)
+    elif record["task"] == "token-classification":
+        from finetune.entity_inference import EntityTagger
+
+        predictor = EntityTagger(Path(run), record)
+    elif paired:
+        predictor = PairClassifier(Path(run))
     else:
         predictor = TextClassifier(Path(run))
     if file is None or out is None:
-        for text, prediction in zip(texts or [], predictor(texts or []), strict=True):
-            print(json.dumps({"text": text, **prediction}, ensure_ascii=False))
+        given = [{"text": text} for text in texts or []]
+        if paired:
+            given = [{**row, "text_pair": pair} for row, pair in zip(given, pairs or [], strict=True)]
+        for row, prediction in zip(given, predictor(_inputs(list(row.values()) for row in given)), strict=True):
+            print(json.dumps({**row, **prediction}, ensure_ascii=False))
         return 0
-    columns, name = read_rows(Path(file), column, predictor.text_column)
+    if isinstance(predictor, PairClassifier):
+        columns, names = read_pairs(
+            Path(file), {"text": column, "text_pair": pair_column}, {"text": predictor.text_column, **predictor.second}
+        )
+    else:
+        columns, name = read_rows(Path(file), column, predictor.text_column)
+        names = [name]
     clash = [added for added in predictor.added if added in columns]
     if clash:
         raise DataError(f"{file} has a column {clash[0]!r} already.", "Rename it; nothing is overwritten.")
-    predictions = predictor(columns[name])
+    predictions = predictor(_inputs(zip(*(columns[name] for name in names), strict=True)))
     for added in predictor.added:
-        columns[added] = [prediction[added] for prediction in predictions]
+        values = [prediction[added] for prediction in predictions]
+        if Path(out).suffix in (".csv", ".tsv"):  # which hold no lists
+            values = [json.dumps(some, ensure_ascii=False) if isinstance(some, list) else some for some in values]
+        columns[added] = values
     write_rows(columns, Path(out))
     print(f"{out}: {len(predictions):,} rows")
     return 0
+
+
+def _inputs(rows: Iterable[Iterable[str]]) -> list[Any]:
+    """Texts as a predictor takes them: each by itself, or as (text, other text)."""
+    found = [tuple(row) for row in rows]
+    return [row[0] if len(row) == 1 else row for row in found]
+
+
+def _refuse_odd_pairs(
+    run: str, paired: bool, texts: list[str] | None, pairs: list[str] | None, file: str | None, column: str | None
+) -> None:
+    if not paired and (pairs or column):
+        raise ConfigError(f"{run} predicts from one text.", "Leave --text-pair and --column-pair out.")
+    if file is not None and pairs:
+        raise ConfigError("--text-pair goes with --text.", "A file has both texts: name its column by --column-pair.")
+    if file is None and column is not None:
+        raise ConfigError("--column-pair goes with --file.", "Leave it out with --text.")
+    if paired and file is None and len(texts or []) != len(pairs or []):
+        raise ConfigError(
+            f"{run} predicts from two texts: {len(texts or [])} --text and {len(pairs or [])} --text-pair are given.",
+            'Give one --text-pair after each --text: --text "A man sings." --text-pair "Someone sings."',
+        )
+    if any(not text.strip() for text in pairs or []):
+        raise ConfigError("--text-pair is empty.", "There is nothing to predict; leave it out.")
 
 
 def _completed(run: Path) -> dict[str, Any]:
@@ -100,7 +164,27 @@ def _loaded(folder: Path, auto_class: str) -> tuple[Any, Any]:
     return tokenizer, model
 
 
-def _accelerator() -> Any:
+def load_exported(run: Path, record: dict[str, Any], auto_class: str) -> tuple[Any, Any, list[str]]:
+    """Tokenizer, model in fp32 and class names of a run's model/, whose names must be the record's.
+
+    Raises:
+        ConfigError: the folder isn't whole, or its labels are not the record's.
+    """
+    folder = run / "model"
+    tokenizer, model = _loaded(folder, auto_class)
+    names = model.config.id2label
+    labels = [names.get(index, "?") for index in range(model.config.num_labels)]
+    # Regression has one output and no labels.
+    if labels != record["data"]["labels"] and model.config.problem_type != "regression":
+        raise ConfigError(
+            f"{folder / 'config.json'} has the labels {labels}, but run.json {record['data']['labels']}.",
+            "One of them was changed by hand; a prediction would carry a wrong name.",
+        )
+    return tokenizer, model, labels
+
+
+def fp32_accelerator() -> Any:
+    """An Accelerator of this process alone, on all cores or the GPU."""
     from accelerate import Accelerator
 
     from finetune.hardware import has_accelerator
@@ -116,7 +200,7 @@ class TextGenerator:
         ConfigError: the model can't be loaded.
     """
 
-    added = ("generated",)
+    added: tuple[str, ...] = ("generated",)
 
     def __init__(self, run: Path, record: dict[str, Any], tokens: int) -> None:
         self.tokens, self.seed = tokens, record["seed"]
@@ -125,7 +209,7 @@ class TextGenerator:
         self.chat = "response" in data
         self.text_column = data.get("prompt" if self.chat else "text")
         self.tokenizer, self.model = _loaded(run / "model", "AutoModelForCausalLM")
-        self.model.to(_accelerator().device)
+        self.model.to(fp32_accelerator().device)
 
     def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
         """What follows each text, in order; of a chat model its answer to each."""
@@ -145,38 +229,38 @@ class TextClassifier:
         ConfigError: the run has no finished model, or its labels are not the record's.
     """
 
-    added = ("prediction", "probability")
+    added: tuple[str, ...]
 
     def __init__(self, run: Path) -> None:
-        record, folder = _completed(run), run / "model"
+        record = _completed(run)
         if record["task"] != "text-classification":
             raise ConfigError(
-                f"{run} is a {record['task']} run; predict knows text-classification and text-generation."
+                f"{run} is a {record['task']} run, which predict doesn't know.",
+                f"Its model is plain transformers: {run}/model",
             )
         self.text_column = record["config"].get("data", {}).get("text")
-        self.tokenizer, self.model = _loaded(folder, "AutoModelForSequenceClassification")
-        self._accelerator = _accelerator()
+        self.tokenizer, self.model, self.labels = load_exported(run, record, "AutoModelForSequenceClassification")
+        self.second = {"text_pair": record["config"].get("data", {}).get("text_pair")}
+        self.regression = self.model.config.problem_type == "regression"
+        self.added = ("prediction",) if self.regression else ("prediction", "probability")
+        self._accelerator = fp32_accelerator()
         self.model.to(self._accelerator.device)
-        names = self.model.config.id2label
-        self.labels = [names.get(index, "?") for index in range(self.model.config.num_labels)]
-        if self.labels != record["data"]["labels"]:
-            raise ConfigError(
-                f"{folder / 'config.json'} has the labels {self.labels}, but run.json {record['data']['labels']}.",
-                "One of them was changed by hand; a prediction would carry a wrong name.",
-            )
 
-    def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
-        """Prediction, its probability and all probabilities of each text, in order."""
-        tokens = self.tokenizer(texts, truncation=True, return_attention_mask=False)["input_ids"]
-        rows = _ListRows(tokens)
+    def __call__(self, texts: list[Any]) -> list[dict[str, Any]]:
+        """Prediction, its probability and all probabilities of each text, in order; a number alone for regression."""
+        return self._answers(self.tokenizer(texts, truncation=True, return_attention_mask=False))
+
+    def _answers(self, encoded: Any) -> list[dict[str, Any]]:
         probabilities_RC = predict_rows(
             self.model,
-            rows,
+            _ListRows({name: encoded[name] for name in encoded}),
             lambda some: pad_tokens(some, self.tokenizer.pad_token_id),
-            lambda model, batch: model(**batch).logits.float().softmax(-1),
+            lambda model, batch: _answer(model(**batch).logits.float(), self.regression),
             self._accelerator,
             "predict",
         )
+        if self.regression:
+            return [{"prediction": round(float(row[0]), 6)} for row in probabilities_RC]
         return [
             {
                 "prediction": self.labels[int(row.argmax())],
@@ -187,13 +271,26 @@ class TextClassifier:
         ]
 
 
+class PairClassifier(TextClassifier):
+    """The same for a run on pairs of texts: (text, other text) each."""
+
+    def __call__(self, texts: list[Any]) -> list[dict[str, Any]]:
+        """Prediction of each pair, in order; its probability and all probabilities unless it is a number."""
+        first, second = [text for text, _ in texts], [other for _, other in texts]
+        return self._answers(self.tokenizer(first, second, truncation=True, return_attention_mask=False))
+
+
+def _answer(logits_BC: torch.Tensor, regression: bool) -> torch.Tensor:
+    return logits_BC if regression else logits_BC.softmax(-1)
+
+
 class _ListRows:
-    def __init__(self, tokens: list[list[int]]) -> None:
-        self.tokens = tokens
-        self.lengths = np.array([len(ids) for ids in tokens])
+    def __init__(self, columns: dict[str, list[list[int]]]) -> None:
+        self.columns = columns
+        self.lengths = np.array([len(ids) for ids in columns["input_ids"]])
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.lengths)
 
     def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
-        return [{"input_ids": np.asarray(self.tokens[key.index])} for key in keys]
+        return [{name: np.asarray(some[key.index]) for name, some in self.columns.items()} for key in keys]

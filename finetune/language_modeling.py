@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from finetune.data.loader import LoadedData
     from finetune.evaluation.baselines import Baseline
-    from finetune.task import Batch, Rows
+    from finetune.task import Batch, Collate, Rows
 
 TokenLosses = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -90,7 +90,11 @@ def probe_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def before_training(
-    name: str, model: torch.nn.Module, rows: Rows, outputs: Callable[[torch.nn.Module, Batch], torch.Tensor]
+    name: str,
+    model: torch.nn.Module,
+    rows: Rows,
+    outputs: Callable[[torch.nn.Module, Batch], torch.Tensor],
+    collate: Collate = pad_blocks,
 ) -> Callable[[Accelerator], list[Baseline]]:
     """The model as it came, on the test rows in fp32, as the exported one is judged: a Task's `baselines`."""
 
@@ -98,7 +102,7 @@ def before_training(
         from finetune.evaluation.baselines import Baseline
 
         model.to(accelerator.device)
-        found = predict_rows(model, rows, pad_blocks, outputs, accelerator, name)
+        found = predict_rows(model, rows, collate, outputs, accelerator, name)
         return [Baseline(name, found.astype(np.float64))] if accelerator.is_main_process else []
 
     return compute

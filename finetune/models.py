@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from finetune.data.sources import ModelFiles
 
 
-def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
+def load_tokenizer(files: ModelFiles, of_words: bool = False) -> PreTrainedTokenizerBase:
     """The model's own tokenizer.
+
+    Args:
+        of_words: it will be given words: byte-level ones (RoBERTa's) must then put a space before each.
 
     Raises:
         SourceError: the folder has none that loads.
@@ -26,7 +29,12 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+        if of_words and getattr(tokenizer, "add_prefix_space", None) is False:
+            tokenizer = AutoTokenizer.from_pretrained(
+                files.path, local_files_only=True, trust_remote_code=False, add_prefix_space=True
+            )
+        return tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(
             f"model.name={files.name} has no tokenizer that loads: {_first_line(error)}",

@@ -22,6 +22,11 @@ def cross_entropy_sum(
     return F.cross_entropy(logits_BC.float(), labels_B, weights_C, reduction="sum", label_smoothing=smoothing)
 
 
+def squared_error_sum(predictions_B: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    """Sum over rows of the squared difference, in fp32; divided by `target_count` it equals `torch.nn.MSELoss`."""
+    return F.mse_loss(predictions_B.float(), labels_B.float(), reduction="sum")
+
+
 def target_count(labels_B: torch.Tensor, weights_C: torch.Tensor | None = None) -> torch.Tensor:
     """What `cross_entropy_sum` is divided by: rows, or the sum of their class weights. A float64 scalar."""
     if weights_C is None:

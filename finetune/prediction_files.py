@@ -37,6 +37,33 @@ def check_out(out: Path) -> None:
         raise ConfigError(f"--out {out} ends in none of {', '.join(KINDS)}.", "The ending says what is written.")
 
 
+def read_pairs(
+    path: Path, columns: Mapping[str, str | None], trained_on: Mapping[str, str | None]
+) -> tuple[dict[str, list[Any]], list[str]]:
+    """All columns of a file, and the names of the columns of the roles `text` and `text_pair`.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    names = dict(columns)
+    if set(columns.values()) == {None}:
+        table = open_table(path, Format())
+        names = {role: name if name in table.columns else None for role, name in trained_on.items()}
+        if None in names.values():
+            try:
+                names = dict(find_columns({"text": None, "text_pair": None}, table.columns, path, False))
+            except DataError as error:
+                raise DataError(error.problem, "Name both with --column NAME --column-pair NAME.") from None
+    elif None in columns.values():
+        raise DataError("One of the two text columns is named.", "Name both with --column NAME --column-pair NAME.")
+    found: dict[str, list[Any]] = {}
+    for role in ("text", "text_pair"):
+        table_columns, name = read_rows(path, names[role], None)
+        found = found or table_columns
+        found[name] = table_columns[name]  # read and checked as text
+    return found, [str(names["text"]), str(names["text_pair"])]
+
+
 def read_rows(path: Path, column: str | None, trained_on: str | None) -> tuple[dict[str, list[Any]], str]:
     """All columns of a file, and the name of its text column.
 

@@ -54,7 +54,7 @@ def text_baselines(
 
     def features(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        with torch.autocast(batch["input_ids"].device.type, dtype=torch.bfloat16, enabled=_native_bf16(batch)):
+        with torch.autocast(batch["input_ids"].device.type, dtype=torch.bfloat16, enabled=native_bf16(batch)):
             return mean_pooled(model(**inputs).last_hidden_state, batch["attention_mask"])
 
     def compute(accelerator: Accelerator) -> list[Baseline]:
@@ -79,7 +79,8 @@ def text_baselines(
     return compute
 
 
-def _native_bf16(batch: Batch) -> bool:
+def native_bf16(batch: Batch) -> bool:
+    """Whether features may be computed in bf16 here."""
     from finetune.hardware import choose_precision
 
     return choose_precision("auto") == "bf16"
@@ -90,13 +91,15 @@ def truncation_notes(rows: Mapping[str, TokenRows], labels: tuple[str, ...], max
     notes = []
     for split, tokens in rows.items():
         if tokens.truncated.any() and tokens.labels is not None:
-            by_class = np.bincount(tokens.labels[tokens.truncated], minlength=len(labels))
-            most = [index for index in np.argsort(-by_class, kind="stable")[:5] if by_class[index]]
-            notes.append(
+            note = (
                 f"{split}: {int(tokens.truncated.sum())} rows ({tokens.truncated.mean():.1%}) are longer than "
-                f"data.max_tokens={max_tokens} and are cut there "
-                f"({', '.join(f'{labels[index]} {by_class[index]}' for index in most)})"
+                f"data.max_tokens={max_tokens} and are cut there"
             )
+            if labels:
+                by_class = np.bincount(tokens.labels[tokens.truncated], minlength=len(labels))
+                most = [index for index in np.argsort(-by_class, kind="stable")[:5] if by_class[index]]
+                note += f" ({', '.join(f'{labels[index]} {by_class[index]}' for index in most)})"
+            notes.append(note)
     return notes
 
 

@@ -82,7 +82,10 @@ def build(recipe: Recipe) -> Task:
         outputs=lambda model, batch: logits_BC(model, batch).float().softmax(-1),
         logits=logits_BC,
         judge=ClassificationJudge(
-            {name: tokens.labels for name, tokens in rows.items()}, data.labels, recipe.train.seed
+            {name: tokens.labels for name, tokens in rows.items()},
+            data.labels,
+            recipe.train.seed,
+            recipe.objective.best_metric,
         ),
         baselines=text_baselines(data, rows, model.base_model, collate, recipe) if recipe.objective.baselines else None,
         save=save_model(tokenizer, recipe.data.max_tokens),

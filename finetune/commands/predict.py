@@ -12,6 +12,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="use a run's model on new texts or a file",
         description="Predict with a run's exported model: one text after --text, or every row of a file.\n"
         "Probabilities come with each prediction. A file keeps its columns; prediction and probability are added.\n"
+        "A run on pairs of texts takes --text-pair after each --text; a tagger adds `entities`.\n"
         "A language model goes on from each text instead, with the run's seed; `generated` is added;\n"
         "one that was tuned on conversations answers each text.",
         epilog='Examples:\n  finetune predict runs/latest --text "A dull, clumsy film."\n'
@@ -24,8 +25,10 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", action="append", help="a text; may be repeated")
     what.add_argument("--file", metavar="IN", help="CSV, TSV, JSONL or Parquet with a text column")
+    parser.add_argument("--text-pair", action="append", metavar="TEXT", help="with --text, for pairs: the other text")
     parser.add_argument("--out", metavar="OUT", help="with --file: where to write, .csv, .tsv, .jsonl or .parquet")
     parser.add_argument("--column", metavar="NAME", help="with --file: the text column, where it has another name")
+    parser.add_argument("--column-pair", metavar="NAME", help="with --file, for pairs: the other text's column")
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="most tokens that a language model writes (default: 100)"
     )
@@ -36,4 +39,5 @@ def _predict(arguments: argparse.Namespace) -> int:
     from finetune.inference import predict
 
     given = (arguments.run, arguments.text, arguments.file, arguments.out, arguments.column)
-    return predict(*given, tokens=arguments.max_new_tokens)
+    pairs = {"pairs": arguments.text_pair, "pair_column": arguments.column_pair}
+    return predict(*given, tokens=arguments.max_new_tokens, **pairs)

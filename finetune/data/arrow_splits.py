@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,13 +57,16 @@ class RowWriter:
 
 
 def write_splits(
-    folder: Path, splits: NDArray[np.int8], classes: NDArray[np.int64] | None, labels: Sequence[str]
+    folder: Path,
+    splits: NDArray[np.int8],
+    classes: NDArray[Any] | None,
+    labels: Sequence[str],
 ) -> tuple[dict[str, Path], str]:
     """Deal what RowWriter wrote out to train.arrow, valid.arrow and test.arrow, and take it away.
 
     Args:
         splits: [rows] index into SPLITS, or negative for rows that are left out.
-        classes: [rows] class index, or None where the task has no label.
+        classes: [rows] class index or, for regression, score; None where the task has no label.
         labels: class names in index order.
 
     Returns:
@@ -73,7 +77,7 @@ def write_splits(
     digests = [hashlib.sha256() for _ in SPLITS]
     # Streamed and not mapped: mapped pages would count as this process's memory.
     with pa.OSFile(str(folder / ALL), "rb") as source, pa.ipc.open_stream(source) as reader:
-        schema = reader.schema if classes is None else reader.schema.append(pa.field(LABEL, pa.int64()))
+        schema = reader.schema if classes is None else reader.schema.append(pa.field(LABEL, pa.array(classes[:0]).type))
         sinks = [pa.OSFile(str(path), "wb") for path in files.values()]
         writers = [pa.ipc.new_stream(sink, schema) for sink in sinks]
         try:

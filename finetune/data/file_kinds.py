@@ -13,7 +13,7 @@ from finetune.config import Section
 from finetune.data.near import near
 from finetune.errors import DataError
 
-Kind = Literal["csv", "tsv", "jsonl", "parquet", "txt"]
+Kind = Literal["csv", "tsv", "jsonl", "parquet", "txt", "conll"]
 
 SUFFIXES: dict[str, Kind] = {
     ".csv": "csv",
@@ -23,6 +23,9 @@ SUFFIXES: dict[str, Kind] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".txt": "txt",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
 }
 
 _BINARY = (
@@ -51,7 +54,8 @@ class Format(Section):
     """How a data file is written, where its name doesn't say it."""
 
     kind: Kind | None = None
-    """csv, tsv, jsonl, parquet or txt (plain text). `none` goes by the file's extension."""
+    """csv, tsv, jsonl, parquet, txt (plain text) or conll (a word and its tag a line). `none` goes by the file's
+    extension."""
     names: list[str] | None = None
     """Column names of a file without a header line."""
     skip_lines: Annotated[int, Field(ge=0)] = 0
@@ -99,7 +103,10 @@ def kind_of(path: Path) -> Kind:
     }
     raise DataError(
         f"{path} has the extension {suffix or '(none)'}, which is no known kind of data file.",
-        fixes.get(suffix, "Known are .csv, .tsv, .tab, .jsonl, .ndjson, .parquet and, for plain text, .txt."),
+        fixes.get(
+            suffix,
+            "Known are .csv, .tsv, .tab, .jsonl, .ndjson, .parquet, .conll for tagged words, .txt for plain text.",
+        ),
     )
 
 

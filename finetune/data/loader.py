@@ -7,14 +7,26 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from finetune.config import DataSettings
-from finetune.data import arrow_splits, columns, file_kinds, labels, readers, splits, staging
+from finetune.data import (
+    arrow_splits,
+    columns,
+    file_kinds,
+    labels,
+    readers,
+    scores,
+    splits,
+    staging,
+    tables,
+    tagged,
+    texts,
+)
 from finetune.data.cache import cache_folder, disk_errors, say, turn
 from finetune.data.card import DataCard
 from finetune.data.file_kinds import kind_of, refuse_binary
@@ -26,7 +38,7 @@ from finetune.files import sha256_file, sync_file, sync_folder, whole_file
 
 # The modules that decide what rows a file gives. Their text is part of every key: a version number that a person has to
 # raise was forgotten once, and a table kept by older code then passed for today's.
-READING = (arrow_splits, columns, file_kinds, labels, readers, splits, staging)
+READING = (arrow_splits, columns, file_kinds, labels, readers, scores, splits, staging, tables, tagged, texts)
 META = "meta.json"
 
 
@@ -38,9 +50,10 @@ class LoadedData:
     """Card name, file stem, folder name or hub id."""
     card: DataCard | None
     splits: dict[str, datasets.Dataset]
-    """By train, valid and test; columns: id (str), then the roles: text (str), label (int64 class index)."""
+    """By train, valid and test; columns: id (str), then the roles: text (str), label (int64 class index,
+    or float64 score)."""
     labels: tuple[str, ...]
-    """Class names in class-index order; empty when the task has no label."""
+    """Class names (or tags) in class-index order; empty when the task has no label, or numbers for labels."""
     sha256: str
     """Over the roles' values of all rows, split by split, and the labels; not over ids, paths or formats."""
     notes: tuple[str, ...]
@@ -49,7 +62,7 @@ class LoadedData:
     """Whether rows are passages of one running text, in order; then a row's end is no document's end."""
 
 
-def load_data(settings: DataSettings, roles: Mapping[str, str | None]) -> LoadedData:
+def load_data(settings: DataSettings, roles: Mapping[str, str | None], *, scores: bool = False) -> LoadedData:
     """Load what `settings.source` names, from the cache when these files were read with these settings before.
 
     Several processes may call it at once: one reads, the others wait and use its files.
@@ -57,13 +70,14 @@ def load_data(settings: DataSettings, roles: Mapping[str, str | None]) -> Loaded
     Args:
         settings: source, shares, salt and limits.
         roles: role -> column name, or None to find it by its usual names: {"text": None, "label": "stars"}.
+        scores: labels are numbers to be predicted, not classes.
 
     Raises:
         DataError: the data or its card is wrong; names file and line.
         SourceError: it can't be fetched, or the cache folder can't be written.
         ConfigError: a setting contradicts the source.
     """
-    plan = make_plan(settings, roles)
+    plan = replace(make_plan(settings, roles), scores=scores)
     for _, path in plan.files:
         refuse_binary(path, plan.format.kind or kind_of(path))
     key = _key(plan)
@@ -94,6 +108,7 @@ def _key(plan: DataPlan) -> str:
         "rule": plan.label_rule.model_dump() if plan.label_rule else None,
         "labels": plan.labels,
         "rows": [plan.in_order, plan.drop_empty],
+        "scores": plan.scores,
         "split": [plan.salt, plan.valid_share, plan.test_share, plan.max_train_rows],
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

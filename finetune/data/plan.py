@@ -18,6 +18,8 @@ from finetune.errors import ConfigError, DataError
 from finetune.files import sha256_file
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+# A folder of a repository that holds several data sets: nyu-mll/glue/mrpc. One with a dot would be a file's path.
+_HUB_FOLDER = re.compile(f"({_HUB_ID.pattern})/([A-Za-z0-9][A-Za-z0-9_-]*)")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class DataPlan:
     """Leave rows with an empty text out, as the card says, instead of refusing them."""
     card_in_order: bool = False
     """The card says that neighbouring rows belong together."""
+    scores: bool = False
+    """Whether labels are numbers to be predicted, not classes."""
 
     @property
     def in_order(self) -> bool:
@@ -69,7 +73,10 @@ def make_plan(settings: DataSettings, roles: Mapping[str, str | None]) -> DataPl
     """
     source = settings.source.strip()
     if not source:
-        raise ConfigError("data.source is empty.", "Name a data card, a file, a folder or a hub id: --data reviews.csv")
+        raise ConfigError(
+            "data.source is empty" + (", and this recipe has no data of its own." if settings.examples else "."),
+            settings.examples or "Name a data card, a file, a folder or a hub id: --data reviews.csv",
+        )
     path = Path(source).expanduser()
     if source in card_names():
         plan = _from_card(load_card(source), settings, roles)
@@ -77,6 +84,14 @@ def make_plan(settings: DataSettings, roles: Mapping[str, str | None]) -> DataPl
             plan = replace(plan, notes=(f"{source} is the shipped data card; ./{source} would be the local path",))
     elif source.endswith(".md"):
         plan = _from_card(load_card(source), settings, roles)
+    elif (parts := _HUB_FOLDER.fullmatch(source)) and not path.parent.is_dir():
+        folder = hub_data_files(parts[1], settings.revision) / parts[2]
+        if not folder.is_dir():
+            has = sorted(some.name for some in folder.parent.iterdir() if some.is_dir())
+            raise DataError(
+                f"The data set {parts[1]} on the hub has no folder {parts[2]!r}.", f"It has {', '.join(has) or 'none'}."
+            )
+        return _own(source, files_by_split(folder), settings, roles)
     elif path.exists() or not _is_hub_id(source):
         if not path.exists():
             raise _nothing_there(source, path)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from finetune.data.file_kinds import Format, decoded_lines, kind_of, refuse_binary
 from finetune.data.plain_text import Passages
 from finetune.data.problems import Problems
+from finetune.data.tagged import Conll
 from finetune.errors import DataError
 
 # The csv module's own limit (131,072 characters) would refuse one long document.
@@ -61,6 +62,8 @@ def open_table(path: Path, file_format: Format) -> Table:
         return JsonLines(path, file_format)
     if kind == "txt":
         return Passages(path, file_format)
+    if kind == "conll":
+        return Conll(path, file_format)
     return Delimited(path, file_format, kind)
 
 
@@ -276,6 +279,8 @@ class ParquetTable:
         except (json.JSONDecodeError, KeyError, TypeError):
             return None
         feature = features.get(column) if isinstance(features, dict) else None
+        if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):  # a list of classes
+            feature = feature["feature"]
         names = feature.get("names") if isinstance(feature, dict) else None
         return [str(name) for name in names] if isinstance(names, list) else None
 

@@ -7,18 +7,19 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.arrow_splits import RowWriter, write_splits
 from finetune.data.card import LabelRule
-from finetune.data.columns import ID, LABEL, ROLES, find_columns
+from finetune.data.columns import ID, LABEL, ROLES
 from finetune.data.labels import BAD, DROP, Classes, LabelCoder
-from finetune.data.plain_text import Documents
 from finetune.data.plan import DataPlan
 from finetune.data.problems import Problems
-from finetune.data.readers import Table, open_table
+from finetune.data.readers import Table
+from finetune.data.scores import Scores
 from finetune.data.splits import (
     DROPPED,
     SPLITS,
@@ -30,6 +31,9 @@ from finetune.data.splits import (
     first_in_hash_order,
     split_hash,
 )
+from finetune.data.tables import columns_of, open_tables
+from finetune.data.tagged import Tags, one_tag_a_word
+from finetune.data.texts import Texts
 from finetune.errors import DataError
 
 SMALL_SPLIT = 50  # fewer rows than this make an interval too wide to say much
@@ -42,6 +46,7 @@ class _Rows:
     hashes: array = field(default_factory=lambda: array("Q"))
     id_hashes: array = field(default_factory=lambda: array("Q"))
     codes: array = field(default_factory=lambda: array("i"))
+    scores: array = field(default_factory=lambda: array("d"))  # of regression only
     published: array = field(default_factory=lambda: array("b"))
     numbers: array = field(default_factory=lambda: array("I"))  # line or row in its file
 
@@ -73,34 +78,29 @@ def stage(plan: DataPlan, folder: Path, problems: Problems) -> Staged:
     return _Stage(plan, folder, problems).run()
 
 
-def _tables(plan: DataPlan) -> list[tuple[str, Table]]:
-    """Split and table of each file; documents of plain text are one table a split."""
-    if not plan.documents:
-        return [(split, open_table(path, plan.format)) for split, path in plan.files]
-    by_split: dict[str, list[Path]] = {}
-    for split, path in plan.files:
-        by_split.setdefault(split, []).append(path)
-    return [(split, Documents(paths, plan.format)) for split, paths in by_split.items()]
-
-
 class _Stage:
     def __init__(self, plan: DataPlan, folder: Path, problems: Problems) -> None:
         self.plan = plan
         self.folder = folder
         self.problems = problems
-        self.tables = _tables(plan)
+        self.notes = list(plan.notes)
+        self.tables = open_tables(plan)
         self.columns = self._columns()
         self.texts = {
-            role: ROLES[role].reader(column, problems, plan.drop_empty)
-            for role, column in self.columns.items()
-            if role in ROLES
+            role: ROLES[role].reader(column, problems) for role, column in self.columns.items() if role in ROLES
         }
+        for reader in self.texts.values():
+            if isinstance(reader, Texts):
+                reader.drop_empty = plan.drop_empty
         self.class_names: tuple[str, ...] = ()
         self.coder = self._label_coder()
+        self.scores = Scores(self.columns[LABEL], problems) if plan.scores else None
+        self.tags = self.texts.get("tags")
+        if isinstance(self.tags, Tags):
+            self.tags.names = self.tables[0][1].class_names(self.columns["tags"])
         self.rows = _Rows()
         self.empty_texts = self.left_out = 0
         self.ends: list[int] = []  # rows read up to the end of each file
-        self.notes = list(plan.notes)
         path = plan.files[0][1]
         self.where = plan.name if plan.card else str(path if len(plan.files) == 1 else path.parent)
 
@@ -110,11 +110,16 @@ class _Stage:
         codes = np.array(self.rows.codes, dtype=np.int64)
         classes = self.coder.classes(self.where) if self.coder is not None else Classes((), np.zeros(1, np.int64), ())
         indices = classes.index_of_code[codes] if len(codes) else codes
+        names = self.tags.finish(self.where) if isinstance(self.tags, Tags) else classes.names
+        if self.scores is not None:
+            self.notes.append(self.scores.finish(self.where))
         splits = self._assign(indices, classes)
         splits[indices < 0] = DROPPED  # only where problems are counted: a load has stopped at them
         self._check_splits(splits, indices, classes)
-        with_label = indices if self.coder is not None else None
-        files, sha256 = write_splits(self.folder, splits, with_label, classes.names)
+        with_label: NDArray[Any] | None = indices if self.coder is not None else None
+        if self.scores is not None:
+            with_label = np.array(self.rows.scores)
+        files, sha256 = write_splits(self.folder, splits, with_label, names)
         rows = {name: int((splits == index).sum()) for index, name in enumerate(SPLITS)}
         dropped = self.coder.dropped if self.coder is not None else 0
         if dropped:
@@ -124,24 +129,15 @@ class _Stage:
             self.notes.append(f"{self.left_out} rows were left out because a text of theirs is empty, as the card says")
         dropped += self.left_out
         self.notes += [note for texts in self.texts.values() for note in texts.notes()] + list(classes.notes)
-        return Staged(files, rows, self.columns, classes.names, self.class_names, sha256, dropped, tuple(self.notes))
+        return Staged(files, rows, self.columns, names, self.class_names, sha256, dropped, tuple(self.notes))
 
     def _columns(self) -> dict[str, str]:
-        header_line = self.tables[0][1].unit == "line" and self.plan.format.names is None
-        first = self.tables[0][1]
-        found = find_columns(self.plan.columns, first.columns, first.path, header_line)
-        for _, table in self.tables[1:]:
-            for role, column in found.items():
-                if column not in table.columns:
-                    raise DataError(
-                        f"{table.path} has no column {column!r} for the {role}, but {first.path.name} has "
-                        f"(columns: {', '.join(table.columns[:12])}).",
-                        "Give all files the same columns; take a file without labels out of the folder.",
-                    )
+        self.tables, found, notes = columns_of(self.plan, self.tables)
+        self.notes += notes
         return found
 
     def _label_coder(self) -> LabelCoder | None:
-        if LABEL not in self.columns:
+        if LABEL not in self.columns or self.plan.scores:
             return None
         rule, labels = self.plan.label_rule, self.plan.labels
         names = self.tables[0][1].class_names(self.columns[LABEL]) if self.plan.card is None else None
@@ -167,7 +163,7 @@ class _Stage:
                         "Add rows, or take the file away.",
                     )
 
-    def _rows_of(self, split: str, table: Table) -> Iterator[list[str]]:
+    def _rows_of(self, split: str, table: Table) -> Iterator[list[Any]]:
         wanted = list(dict.fromkeys(self.columns.values()))
         at = {role: wanted.index(column) for role, column in self.columns.items()}
         # Published splits number their rows from 1 each, and so need their name in the id.
@@ -176,13 +172,25 @@ class _Stage:
         shard = sum(1 for other, earlier in self.tables if other == split and earlier.path < table.path)
         if shard and ID not in at:
             prefix += f"{shard}/"
+        paired = {"tokens", "tags"} <= at.keys()
         for number, values in table.rows(wanted, self.problems):
             texts = [texts.read(values[at[role]], table.path, table.unit, number) for role, texts in self.texts.items()]
             if any(text is None for text in texts):
-                if (empty := sum(reader.left_out for reader in self.texts.values())) > self.empty_texts:
+                if (
+                    empty := sum(reader.left_out for reader in self.texts.values() if isinstance(reader, Texts))
+                ) > self.empty_texts:
                     self.empty_texts = empty  # both texts of a row may be empty, and it is one row
                     self.left_out += 1
                 continue
+            if paired and not one_tag_a_word(
+                dict(zip(self.texts, texts, strict=True)), f"{table.path}, {table.unit} {number}", self.problems
+            ):
+                continue
+            score = None
+            if self.scores is not None:
+                score = self.scores.read(values[at[LABEL]], table.path, table.unit, number)
+                if score is None:
+                    continue
             code = 0 if coder is None else coder.code(values[at[LABEL]], table.path, table.unit, number)
             if code in (DROP, BAD):
                 continue
@@ -190,7 +198,10 @@ class _Stage:
             if name is None:
                 continue
             whole = [text for text in texts if text is not None]
-            rows.hashes.append(split_hash(self.plan.salt, whole))
+            hashed = [reader.hashed(text) for reader, text in zip(self.texts.values(), whole, strict=True)]
+            rows.hashes.append(split_hash(self.plan.salt, [text for text in hashed if text is not None]))
+            if score is not None:
+                rows.scores.append(score)
             if ID in at:  # line numbers are unique as they are
                 rows.id_hashes.append(split_hash("", [f"{prefix}{name}".encode().hex()]))
             rows.codes.append(code)

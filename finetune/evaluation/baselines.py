@@ -91,15 +91,15 @@ def tfidf_logreg(
     rows, note = sample_rows(len(labels), seed)
     texts, labels = [train_texts[row] for row in rows], labels[rows]
     unspaced = not unigram and has_no_spaces(texts)
-    vectorizer = _vectorizer(unspaced, unigram, classes, len(texts))
+    vectorizer = tfidf_vectorizer(unspaced, unigram, classes, len(texts))
     try:
         features = vectorizer.fit_transform(texts)
     except ValueError:
         # No word that rows share (only digits, signs or emoji, say): single characters always exist.
-        unspaced, vectorizer = True, _vectorizer(True, False, classes, 1)
+        unspaced, vectorizer = True, tfidf_vectorizer(True, False, classes, 1)
         features = vectorizer.fit_transform(texts)
     notes = [note, "character n-grams, because the texts have no spaces between words" if unspaced else ""]
-    probabilities, fit_note = _logreg(
+    probabilities, fit_note = fit_logreg(
         features, labels, vectorizer.transform(eval_texts), classes, c=1.0 if unigram else TFIDF_C
     )
     return Baseline("TF-IDF + logistic regression", probabilities, "; ".join(filter(None, [*notes, fit_note])))
@@ -125,7 +125,7 @@ def probe(
         raise ValueError(f"features {features.shape} are not [rows, width] of {len(labels)} labels")
     rows, note = sample_rows(len(labels), seed)
     scaler = StandardScaler().fit(features[rows])
-    probabilities, fit_note = _logreg(
+    probabilities, fit_note = fit_logreg(
         scaler.transform(features[rows]),
         labels[rows],
         scaler.transform(np.asarray(eval_features, np.float64)),
@@ -156,7 +156,8 @@ def has_no_spaces(texts: Sequence[str]) -> bool:
     return one_word_rows > 0.5 or len(UNSPACED_SCRIPTS.findall(letters)) > 0.3 * len(letters)
 
 
-def _vectorizer(unspaced: bool, unigram: bool, classes: int, rows: int) -> TfidfVectorizer:
+def tfidf_vectorizer(unspaced: bool, unigram: bool, classes: int, rows: int) -> TfidfVectorizer:
+    """What makes the features of texts: words and pairs of them, characters where unspaced, plain words for unigram."""
     if unigram:
         return TfidfVectorizer()
     most = min(MAX_FEATURES, max(1000, MAX_COEFFICIENTS // classes))
@@ -169,7 +170,7 @@ def _vectorizer(unspaced: bool, unigram: bool, classes: int, rows: int) -> Tfidf
     )
 
 
-def _logreg(
+def fit_logreg(
     train: Floats | sparse.csr_matrix, labels: Ints, evaluated: Floats | sparse.csr_matrix, classes: int, *, c: float
 ) -> tuple[Floats, str]:
     """Probabilities [rows, classes] of a logistic regression, and a note if it was stopped early."""

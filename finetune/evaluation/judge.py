@@ -19,25 +19,33 @@ class ClassificationJudge:
         labels: true class indices by split, [rows] int each.
         names: class names in class-index order.
         seed: of the bootstrap intervals.
+        best_metric: what the kept checkpoint is best at.
+        positive: index of a class whose own F1 is measured too.
     """
 
-    best_metric = "accuracy"
-
-    def __init__(self, labels: Mapping[str, npt.NDArray[np.int64]], names: tuple[str, ...], seed: int) -> None:
+    def __init__(
+        self,
+        labels: Mapping[str, npt.NDArray[np.int64]],
+        names: tuple[str, ...],
+        seed: int,
+        best_metric: str = "accuracy",
+        positive: int | None = None,
+    ) -> None:
         self.labels, self.names, self.seed = labels, names, seed
+        self.best_metric, self.positive = best_metric, positive
 
     def quick(self, split: str, outputs: npt.ArrayLike) -> dict[str, float]:
         """Values for evaluations in the middle of a run; `loss` is the mean negative log-likelihood."""
-        values = classification_values(outputs, self.labels[split], self.names)
+        values = classification_values(outputs, self.labels[split], self.names, self.positive)
         true = np.asarray(outputs, dtype=np.float64)[np.arange(len(self.labels[split])), self.labels[split]]
         return {
             "loss": float(-np.log(true.clip(min=1e-12)).mean()),
-            **{name: values[name] for name in ("accuracy", "macro_f1")},
+            **{name: values[name] for name in ("accuracy", "f1", "macro_f1", self.best_metric) if name in values},
         }
 
     def judge(self, split: str, outputs: npt.ArrayLike) -> dict[str, Any]:
         """What run.json holds of a split: `metrics` with 95 % intervals, and the tables `per_class` and `confusion`."""
-        return classification_metrics(outputs, self.labels[split], self.names, self.seed).as_dict()
+        return classification_metrics(outputs, self.labels[split], self.names, self.seed, self.positive).as_dict()
 
     def gain(self, split: str, outputs: npt.ArrayLike, baseline: npt.ArrayLike) -> dict[str, Any]:
         """The paired gain of the outputs over a baseline's on the same rows."""

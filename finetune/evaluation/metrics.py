@@ -22,6 +22,7 @@ from finetune.evaluation.intervals import (
     exact_share_interval,
     percentile_interval,
 )
+from finetune.evaluation.offline import OfflineMetric
 
 CALIBRATION_BINS = 15
 
@@ -30,7 +31,7 @@ CALIBRATION_BINS = 15
 class ClassificationReport:
     """The scores of one split.
 
-    headline: accuracy, macro_f1, weighted_f1, macro_precision, macro_recall, mcc and ece.
+    headline: accuracy, macro_f1, weighted_f1, macro_precision, macro_recall, mcc and ece; f1 of a positive class.
     per_class: one {"label", "precision", "recall", "f1", "support"} a class, in class-index order.
     confusion: [classes, classes] row counts; first axis is the true class, second the predicted one.
     predictions: [rows] class indices, for paired tests against another model on the same rows.
@@ -56,33 +57,14 @@ class ClassificationReport:
         }
 
 
-class _OfflineMetric(evaluate.Metric):
-    """An `evaluate.Metric` that is defined here: `evaluate.load` would ask the hub for code and run it."""
-
-    def __init__(self, **settings: Any) -> None:
-        # In memory, so that parallel runs don't share a cache file; seeded, so that numpy's global state is not read.
-        super().__init__(keep_in_memory=True, seed=0, **settings)
-
-    def _build_data_dir(self) -> str:
-        return ""  # The base class would make an empty folder in the user's cache, though nothing is written there.
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=type(self).__doc__ or "",
-            citation="",
-            inputs_description="predictions and references: class indices, one a row.",
-            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
-        )
-
-
-class Accuracy(_OfflineMetric):
+class Accuracy(OfflineMetric):
     """Share of rows whose predicted class is the true one."""
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         return {"accuracy": float(sklearn_metrics.accuracy_score(references, predictions))}
 
 
-class F1(_OfflineMetric):
+class F1(OfflineMetric):
     """Harmonic mean of precision and recall, averaged over the classes that occur among references or predictions."""
 
     def _compute(
@@ -91,7 +73,7 @@ class F1(_OfflineMetric):
         return {"f1": float(sklearn_metrics.f1_score(references, predictions, average=average, zero_division=0))}
 
 
-class Precision(_OfflineMetric):
+class Precision(OfflineMetric):
     """Share of a class's predictions that are right (0 when it is never predicted), averaged over classes."""
 
     def _compute(
@@ -101,7 +83,7 @@ class Precision(_OfflineMetric):
         return {"precision": float(score)}
 
 
-class Recall(_OfflineMetric):
+class Recall(OfflineMetric):
     """Share of a class's rows that are found (0 when it has none), averaged over classes."""
 
     def _compute(
@@ -111,7 +93,7 @@ class Recall(_OfflineMetric):
         return {"recall": float(score)}
 
 
-class MatthewsCorrelation(_OfflineMetric):
+class MatthewsCorrelation(OfflineMetric):
     """Correlation of true and predicted classes, from -1 to 1; 0 is what a constant prediction gets."""
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
@@ -121,7 +103,7 @@ class MatthewsCorrelation(_OfflineMetric):
             return {"mcc": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
 
 
-class CalibrationError(_OfflineMetric):
+class CalibrationError(OfflineMetric):
     """Expected calibration error: the mean gap of confidence and accuracy over 15 equal-width confidence bins.
 
     predictions are class probabilities [rows, classes]. On few rows the value is biased upwards: even a perfectly
@@ -143,7 +125,7 @@ class CalibrationError(_OfflineMetric):
 
 
 def classification_metrics(
-    probabilities: npt.ArrayLike, labels: npt.ArrayLike, names: Sequence[str], seed: int
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, names: Sequence[str], seed: int, positive: int | None = None
 ) -> ClassificationReport:
     """Every classification metric of one split, the headline ones with a 95 % bootstrap interval over rows.
 
@@ -155,6 +137,7 @@ def classification_metrics(
         labels: [rows] int class indices.
         names: class names in class-index order.
         seed: of the bootstrap; the same seed and rows give the same interval to the bit.
+        positive: index of a class whose own F1 is wanted too.
 
     Raises:
         ValueError: no rows, shapes that don't belong together, a probability that is not finite, a label out of range.
@@ -162,7 +145,7 @@ def classification_metrics(
     probabilities, labels = _checked(probabilities, labels, names)
     predictions: Ints = probabilities.argmax(axis=1)
     correct = predictions == labels
-    values = _values(probabilities, labels, predictions)
+    values = _values(probabilities, labels, predictions, positive)
 
     rows, classes = probabilities.shape
     # Only pairs of classes that occur: 52 classes have 2,704 cells, of which a test set fills some hundred.
@@ -173,7 +156,7 @@ def classification_metrics(
         counts = _counts(cell_of_row[rows_of], len(cells))
         gaps = _counts(bin_of_row[rows_of], CALIBRATION_BINS, gap_of_row[rows_of])
         return {
-            **scores_from_cells(counts, cells // classes, cells % classes, classes),
+            **scores_from_cells(counts, cells // classes, cells % classes, classes, positive),
             "ece": np.abs(gaps).sum(axis=1) / rows,
         }
 
@@ -192,7 +175,7 @@ def classification_metrics(
 
 
 def classification_values(
-    probabilities: npt.ArrayLike, labels: npt.ArrayLike, names: Sequence[str]
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, names: Sequence[str], positive: int | None = None
 ) -> dict[str, float]:
     """The headline values of `classification_metrics` without intervals: for evaluations in the middle of a run.
 
@@ -200,10 +183,12 @@ def classification_values(
         ValueError: as `classification_metrics`.
     """
     probabilities, labels = _checked(probabilities, labels, names)
-    return _values(probabilities, labels, probabilities.argmax(axis=1))
+    return _values(probabilities, labels, probabilities.argmax(axis=1), positive)
 
 
-def scores_from_cells(counts: Floats, true: Ints, predicted: Ints, classes: int) -> dict[str, Floats]:
+def scores_from_cells(
+    counts: Floats, true: Ints, predicted: Ints, classes: int, positive: int | None = None
+) -> dict[str, Floats]:
     """The confusion-matrix scores of many samples at once, equal to scikit-learn's one by one.
 
     Args:
@@ -212,7 +197,8 @@ def scores_from_cells(counts: Floats, true: Ints, predicted: Ints, classes: int)
         classes: number of classes.
 
     Returns:
-        accuracy, macro_f1, weighted_f1, macro_precision, macro_recall and mcc, each [samples].
+        accuracy, macro_f1, weighted_f1, macro_precision, macro_recall and mcc, and f1 of the class `positive` where one
+        is named, each [samples].
     """
     rows_S = counts.sum(axis=1)
     true_SC = counts @ np.eye(classes)[true]
@@ -230,11 +216,15 @@ def scores_from_cells(counts: Floats, true: Ints, predicted: Ints, classes: int)
         "macro_precision": _ratio(hits_SC, predicted_SC).sum(axis=1) / present_S,
         "macro_recall": _ratio(hits_SC, true_SC).sum(axis=1) / present_S,
         "mcc": _ratio(hits_S * rows_S - (true_SC * predicted_SC).sum(axis=1), np.sqrt(variance_S)),
+        **({} if positive is None else {"f1": f1_SC[:, positive]}),
     }
 
 
-def _values(probabilities: Floats, labels: Ints, predictions: Ints) -> dict[str, float]:
+def _values(probabilities: Floats, labels: Ints, predictions: Ints, positive: int | None) -> dict[str, float]:
     pair: dict[str, Any] = {"predictions": predictions, "references": labels}
+    own: dict[str, float] = {}
+    if positive is not None:
+        own = F1().compute(predictions=predictions == positive, references=labels == positive, average="binary")
     return {
         **Accuracy().compute(**pair),
         "macro_f1": F1().compute(**pair)["f1"],
@@ -243,6 +233,7 @@ def _values(probabilities: Floats, labels: Ints, predictions: Ints) -> dict[str,
         "macro_recall": Recall().compute(**pair)["recall"],
         **MatthewsCorrelation().compute(**pair),
         **CalibrationError().compute(predictions=probabilities, references=labels),
+        **own,
     }
 
 

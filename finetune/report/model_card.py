@@ -39,6 +39,8 @@ HUB_METRICS: dict[str, tuple[str, dict[str, str] | None]] = {
     "macro_precision": ("precision", {"average": "macro"}),
     "macro_recall": ("recall", {"average": "macro"}),
     "mcc": ("matthews_correlation", None),
+    "pearson": ("pearsonr", None),
+    "spearman": ("spearmanr", None),
     "ece": ("expected_calibration_error", None),
     "perplexity": ("perplexity", None),
 }
@@ -108,7 +110,15 @@ def _example(record: Mapping[str, Any], task: str, max_tokens: int | None) -> di
         # Prompt and answer must fit into the context of a small model trained on short blocks.
         tokens = min(60, int(part(config, "data").get("block_tokens") or 120) // 2)
         return {"call": "generate", "example": json.dumps(prompts[0]), "call_arguments": f", max_new_tokens={tokens}"}
+    if task == "token-classification":
+        # As in training, a word's label is that of its first sub-word.
+        return {"call": "tag", "example": '"Your text here."', "call_arguments": ', aggregation_strategy="first"'}
+    if task == "fill-mask":
+        return {"call": "fill", "example": 'f"Your text with one {fill.tokenizer.mask_token}."', "call_arguments": ""}
     arguments = f", truncation=True, max_length={max_tokens}" if max_tokens else ""
+    if "text_pair" in part(part(record, "config"), "data"):
+        pair = '{"text": "One text.", "text_pair": "The other."}'
+        return {"call": "classify", "example": pair, "call_arguments": arguments}
     return {"call": "classify", "example": '"Your text here."', "call_arguments": arguments}
 
 

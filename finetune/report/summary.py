@@ -13,23 +13,42 @@ NAME_WIDTH = 30
 LABEL_WIDTH = 40
 
 # Metrics of which all or some are shown side by side, in this order; a task with others shows its first ones.
-SHOWN_METRICS = ("accuracy", "macro_f1", "mcc", "perplexity", "bits_per_byte")
+SHOWN_METRICS = (
+    "accuracy", "f1", "precision", "recall", "macro_f1", "mcc", "pearson", "spearman", "mae", "perplexity",
+    "bits_per_byte", "masked_perplexity", "masked_accuracy",
+)  # fmt: skip
 METRIC_TITLES = {
     "accuracy": "accuracy",
+    "f1": "F1",
     "macro_f1": "macro F1",
     "weighted_f1": "weighted F1",
     "macro_precision": "macro precision",
     "macro_recall": "macro recall",
     "mcc": "Matthews correlation",
     "ece": "calibration error",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mse": "squared error",
+    "mae": "absolute error",
     "bits_per_byte": "bits per byte",
+    "masked_perplexity": "masked perplexity",
+    "masked_loss": "masked loss (nats)",
     "loss": "loss (nats a token)",
 }
 # Differences of these are said in points (hundredths).
-SHARES = frozenset({"accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall"})
+SHARES = frozenset(
+    {"accuracy", "f1", "precision", "recall", "macro_f1", "weighted_f1", "macro_precision", "macro_recall"}
+    | {"masked_accuracy"}
+)
 # A share of the baseline's own value, said in per cent.
-PERCENT = {"perplexity_reduction": "% lower perplexity"}
-LOWER_IS_BETTER = frozenset({"ece", "perplexity", "bits_per_byte", "loss"})
+PERCENT = {
+    "perplexity_reduction": "% lower perplexity",
+    "masked_perplexity_reduction": "% lower masked perplexity",
+}
+LOWER_IS_BETTER = frozenset(
+    {"ece", "perplexity", "bits_per_byte", "loss", "mse", "mae", "masked_perplexity", "masked_loss"}
+)
+UNITS = {"text-generation": "documents", "fill-mask": "documents", "token-classification": "sentences"}
 SAMPLE_LINES = 3
 MAX_SAMPLES = 3
 
@@ -80,7 +99,7 @@ def shown_metrics(metrics: Mapping[str, Any], most: int = 3) -> list[str]:
 
 def unit(record: Mapping[str, Any]) -> str:
     """What a score's n counts."""
-    return "documents" if record.get("task") == "text-generation" else "rows"
+    return UNITS.get(str(record.get("task")), "rows")
 
 
 def gain_unit(metric: str) -> str:

@@ -33,9 +33,9 @@ def test_sts_benchmark_is_mtebs_number(tmp_path: Path) -> None:
     # Some rows carry two more columns with their source; the loader would rightly refuse ragged rows.
     rows = [line.split("\t")[:7] for line in STS_TEST.read_text("utf-8").splitlines()]
     table = tmp_path / "sts.tsv"
-    lines = ["id\ttext\ttext_b", *(f"{number}\t{row[5]}\t{row[6]}" for number, row in enumerate(rows))]
+    lines = ["id\ttext\ttext_pair", *(f"{number}\t{row[5]}\t{row[6]}" for number, row in enumerate(rows))]
     table.write_text("\n".join(lines) + "\n", "utf-8")
-    data = load_data(DataSettings(source=str(table)), {"text": None, "text_b": None})
+    data = load_data(DataSettings(source=str(table)), {"text": None, "text_pair": None})
     files = resolve_model(load_recipe("bert_cls").recipe.model.name, None)
     tokenizer = load_tokenizer(files)
     model, _ = load_pretrained(AutoModel, files)
@@ -50,7 +50,7 @@ def test_sts_benchmark_is_mtebs_number(tmp_path: Path) -> None:
                 Accelerator(cpu=True),
                 column,
             )
-            for column in ("text", "text_b")
+            for column in ("text", "text_pair")
         ]
         one, other = (torch.nn.functional.normalize(torch.from_numpy(side), dim=1).numpy() for side in pair)
         cosine.append((one * other).sum(axis=1))

@@ -43,6 +43,8 @@ def write_record(status: str, task: str) -> Path:
         ({"file": "in.csv", "out": "o.xlsx"}, "ends in none of"),
         ({"file": "in.csv", "out": "gone/o.csv"}, "does not exist"),
         ({"texts": ["a"]}, "run/model/config.json is not there"),
+        ({"texts": ["a"], "pairs": ["b"]}, "predicts from one text"),
+        ({"file": "in.csv", "out": "o.csv", "pair_column": "b"}, "predicts from one text"),
     ],
 )
 def test_what_does_not_go_together(arguments: dict[str, Any], word: str) -> None:
@@ -52,6 +54,27 @@ def test_what_does_not_go_together(arguments: dict[str, Any], word: str) -> None
     assert word in caught.value.problem
     assert caught.value.fix
     assert sorted(path.name for path in Path().iterdir()) == ["in.csv", "run"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"texts": ["a", "b"], "pairs": ["c"]}, "2 --text and 1 --text-pair"),
+        ({"texts": ["a"]}, "1 --text and 0 --text-pair"),
+        ({"texts": ["a"], "pairs": [" "]}, "--text-pair is empty"),
+        ({"texts": ["a"], "pairs": ["b"], "pair_column": "c"}, "--column-pair goes with --file"),
+        ({"file": "in.csv", "out": "o.csv", "pairs": ["b"]}, "--text-pair goes with --text"),
+    ],
+)
+def test_a_run_on_pairs_wants_two_texts(arguments: dict[str, Any], word: str) -> None:
+    record = json.loads(Path("run/run.json").read_text())
+    record["config"]["data"]["text_pair"] = None
+    Path("run/run.json").write_text(json.dumps(record))
+    values = {"texts": None, "file": None, "out": None, "column": None, **arguments}
+    with pytest.raises(ConfigError) as caught:
+        predict("run", **values)
+    assert word in caught.value.problem
+    assert caught.value.fix
 
 
 def test_a_run_that_is_not_finished_says_how_to_finish_it() -> None:

@@ -192,9 +192,9 @@ def test_pairs_are_two_texts(tmp_path: Path) -> None:
     put({"a.csv": csv([(f"{text},reply {i}", label) for i, (text, label) in enumerate(GOOD)], "text,answer,label")})(
         tmp_path
     )
-    data = load_data(DataSettings(source="a.csv"), {"text": None, "text_b": "answer", "label": None})
-    assert data.splits["train"].column_names == ["id", "text", "text_b", "label"]
-    assert data.splits["train"][0]["text_b"].startswith("reply")
+    data = load_data(DataSettings(source="a.csv"), {"text": None, "text_pair": "answer", "label": None})
+    assert data.splits["train"].column_names == ["id", "text", "text_pair", "label"]
+    assert data.splits["train"][0]["text_pair"].startswith("reply")
 
 
 def test_the_cache_is_used_and_verified(

@@ -100,8 +100,8 @@ def test_up_to_the_bound_all_rows_are_taken() -> None:
 
 def test_many_classes_bound_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "MAX_COEFFICIENTS", 4000)
-    assert baselines._vectorizer(False, False, classes=3, rows=10).max_features == 1333
-    assert baselines._vectorizer(False, False, classes=50, rows=10).max_features == 1000
+    assert baselines.tfidf_vectorizer(False, False, classes=3, rows=10).max_features == 1333
+    assert baselines.tfidf_vectorizer(False, False, classes=50, rows=10).max_features == 1000
 
 
 def test_a_solver_that_was_stopped_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,12 @@ def test_it_says_what_the_metrics_say(split: str) -> None:
     assert JUDGE.best_metric in quick
 
 
+def test_the_kept_checkpoint_can_be_best_at_matthews_correlation() -> None:
+    judge = ClassificationJudge(LABELS, NAMES, 3, best_metric="mcc")
+    report = classification_metrics(OUTPUTS["test"], LABELS["test"], NAMES, seed=3)
+    assert judge.quick("test", OUTPUTS["test"])[judge.best_metric] == report.values()["mcc"]
+
+
 def test_the_loss_is_the_mean_negative_log_likelihood() -> None:
     from sklearn.metrics import log_loss
 
