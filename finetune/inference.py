@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,24 +18,35 @@ from finetune.language_modeling import generate
 from finetune.prediction_files import check_out, read_rows, write_rows
 from finetune.run_folder import read_record
 
+if TYPE_CHECKING:
+    from finetune.image_inference import ImageClassifier
+
 NEW_TOKENS = 100
 _DAMAGED = "The folder is not whole; copy it again from where the run was made."
 
 
 def predict(
-    run: str, texts: list[str] | None, file: str | None, out: str | None, column: str | None, tokens: int | None = None
+    run: str,
+    texts: list[str] | None,
+    file: str | None,
+    out: str | None,
+    column: str | None,
+    tokens: int | None = None,
+    images: list[str] | None = None,
 ) -> int:
     """Print predictions for texts, or write a file's rows with `prediction` and `probability` (`generated`) added.
 
     Args:
+        images: paths of images, instead of texts; a file's rows are paths, relative to the file, where the run is one
+            of images.
         tokens: most tokens that a language model writes after each text; None takes 100.
 
     Raises:
         ConfigError: no finished run there, labels of record and model differ, or flags that don't go together.
         DataError: the file can't be read, or has no such column.
     """
-    if texts is not None and (out is not None or column is not None):
-        raise ConfigError("--out and --column go with --file.", "Leave them out with --text.")
+    if file is None and (out is not None or column is not None):
+        raise ConfigError("--out and --column go with --file.", "Leave them out with --text and --image.")
     if file is not None and out is None:
         raise ConfigError("--file needs --out.", "Name where to write, for example --out labelled.csv")
     if any(not text.strip() for text in texts or []):
@@ -45,16 +56,27 @@ def predict(
     record = _completed(Path(run))
     if tokens is not None and (record["task"] != "text-generation" or tokens < 1):
         raise ConfigError(f"--max-new-tokens {tokens} is a number from 1 on, for a language model's run.")
-    predictor: TextGenerator | TextClassifier
-    if record["task"] == "text-generation":
+    of_images = record["task"] == "image-classification"
+    if (texts is not None and of_images) or (images is not None and not of_images):
+        raise ConfigError(
+            f"{run} is a run of {record['task']}, not of {'texts' if of_images else 'images'}.",
+            f"Give {'--image' if of_images else '--text'} or --file.",
+        )
+    predictor: TextGenerator | TextClassifier | ImageClassifier
+    if of_images:
+        from finetune.image_inference import ImageClassifier
+
+        predictor = ImageClassifier(Path(run), record, Path(file).parent if file is not None else Path())
+    elif record["task"] == "text-generation":
         predictor = TextGenerator(Path(run), record, tokens or NEW_TOKENS)
     else:
         predictor = TextClassifier(Path(run))
     if file is None or out is None:
-        for text, prediction in zip(texts or [], predictor(texts or []), strict=True):
-            print(json.dumps({"text": text, **prediction}, ensure_ascii=False))
+        given, kind = (images, "image") if of_images else (texts, "text")
+        for value, prediction in zip(given or [], predictor(given or []), strict=True):
+            print(json.dumps({kind: value, **prediction}, ensure_ascii=False))
         return 0
-    columns, name = read_rows(Path(file), column, predictor.text_column)
+    columns, name = read_rows(Path(file), column, predictor.text_column, "image" if of_images else "text")
     clash = [added for added in predictor.added if added in columns]
     if clash:
         raise DataError(f"{file} has a column {clash[0]!r} already.", "Rename it; nothing is overwritten.")
@@ -73,8 +95,8 @@ def _completed(run: Path) -> dict[str, Any]:
     return record
 
 
-def _loaded(folder: Path, auto_class: str) -> tuple[Any, Any]:
-    """Tokenizer and model in fp32, as anybody would load them; whatever is wrong with the folder is one message."""
+def loaded(folder: Path, auto_class: str, reader_class: str = "AutoTokenizer") -> tuple[Any, Any]:
+    """Tokenizer (or image processor) and model in fp32, as anybody would load them; whatever is wrong is one message."""
     import transformers
     from safetensors import SafetensorError
     from transformers.utils import logging
@@ -85,7 +107,7 @@ def _loaded(folder: Path, auto_class: str) -> tuple[Any, Any]:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder / 'config.json'} is not there.", _DAMAGED)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        reader = getattr(transformers, reader_class).from_pretrained(folder, local_files_only=True)
         model, info = getattr(transformers, auto_class).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
@@ -96,13 +118,40 @@ def _loaded(folder: Path, auto_class: str) -> tuple[Any, Any]:
     if info["missing_keys"]:
         # transformers would predict with random numbers in their place.
         raise ConfigError(f"{folder} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}.", _DAMAGED)
-    return tokenizer, model
+    return reader, model
 
 
-def _accelerator() -> Any:
+def labels_of(model: Any, record: dict[str, Any], folder: Path) -> list[str]:
+    """The class names of an exported classifier.
+
+    Raises:
+        ConfigError: they are not the record's.
+    """
+    names = model.config.id2label
+    labels = [names.get(index, "?") for index in range(model.config.num_labels)]
+    if labels != record["data"]["labels"]:
+        raise ConfigError(
+            f"{folder / 'config.json'} has the labels {labels}, but run.json {record['data']['labels']}.",
+            "One of them was changed by hand; a prediction would carry a wrong name.",
+        )
+    return labels
+
+
+def named(labels: list[str], probabilities_RC: np.ndarray) -> list[dict[str, Any]]:
+    """Prediction, its probability and all probabilities of each row."""
+    return [
+        {
+            "prediction": labels[int(row.argmax())],
+            "probability": round(float(row.max()), 6),
+            "probabilities": {label: round(float(p), 6) for label, p in zip(labels, row, strict=True)},
+        }
+        for row in probabilities_RC
+    ]
+
+
+def own_accelerator() -> Any:
+    """The Accelerator of a process that predicts alone."""
     from accelerate import Accelerator
-
-    from finetune.hardware import has_accelerator
 
     use_threads("auto")
     return Accelerator(cpu=not has_accelerator())
@@ -120,8 +169,8 @@ class TextGenerator:
     def __init__(self, run: Path, record: dict[str, Any], tokens: int) -> None:
         self.tokens, self.seed = tokens, record["seed"]
         self.text_column = record["config"].get("data", {}).get("text")
-        self.tokenizer, self.model = _loaded(run / "model", "AutoModelForCausalLM")
-        self.model.to(_accelerator().device)
+        self.tokenizer, self.model = loaded(run / "model", "AutoModelForCausalLM")
+        self.model.to(own_accelerator().device)
 
     def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
         """What follows each text, in order."""
@@ -144,16 +193,10 @@ class TextClassifier:
                 f"{run} is a {record['task']} run; predict knows text-classification and text-generation."
             )
         self.text_column = record["config"].get("data", {}).get("text")
-        self.tokenizer, self.model = _loaded(folder, "AutoModelForSequenceClassification")
-        self._accelerator = _accelerator()
+        self.tokenizer, self.model = loaded(folder, "AutoModelForSequenceClassification")
+        self._accelerator = own_accelerator()
         self.model.to(self._accelerator.device)
-        names = self.model.config.id2label
-        self.labels = [names.get(index, "?") for index in range(self.model.config.num_labels)]
-        if self.labels != record["data"]["labels"]:
-            raise ConfigError(
-                f"{folder / 'config.json'} has the labels {self.labels}, but run.json {record['data']['labels']}.",
-                "One of them was changed by hand; a prediction would carry a wrong name.",
-            )
+        self.labels = labels_of(self.model, record, folder)
 
     def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
         """Prediction, its probability and all probabilities of each text, in order."""
@@ -167,14 +210,7 @@ class TextClassifier:
             self._accelerator,
             "predict",
         )
-        return [
-            {
-                "prediction": self.labels[int(row.argmax())],
-                "probability": round(float(row.max()), 6),
-                "probabilities": {label: round(float(p), 6) for label, p in zip(self.labels, row, strict=True)},
-            }
-            for row in probabilities_RC
-        ]
+        return named(self.labels, probabilities_RC)
 
 
 class _ListRows:

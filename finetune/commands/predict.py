@@ -9,12 +9,13 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add `finetune predict` to the command line."""
     parser = subparsers.add_parser(
         "predict",
-        help="use a run's model on new texts or a file",
+        help="use a run's model on new texts, images or a file",
         description="Predict with a run's exported model: one text after --text, or every row of a file.\n"
         "Probabilities come with each prediction. A file keeps its columns; prediction and probability are added.\n"
         "A language model goes on from each text instead, with the run's seed; `generated` is added.",
         epilog='Examples:\n  finetune predict runs/latest --text "A dull, clumsy film."\n'
         "  finetune predict runs/latest --file new.csv --out labelled.csv\n"
+        "  finetune predict runs/latest --image new/1.jpg --image new/2.jpg\n"
         '  finetune predict runs/latest --text "Once upon a time" --max-new-tokens 200',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -22,7 +23,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("run", metavar="RUN", help="a run folder, for example runs/latest")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", action="append", help="a text; may be repeated")
-    what.add_argument("--file", metavar="IN", help="CSV, TSV, JSONL or Parquet with a text column")
+    what.add_argument("--image", action="append", metavar="PATH", help="an image, for a run of images; may be repeated")
+    what.add_argument("--file", metavar="IN", help="CSV, TSV, JSONL or Parquet with a column of texts, or of paths")
     parser.add_argument("--out", metavar="OUT", help="with --file: where to write, .csv, .tsv, .jsonl or .parquet")
     parser.add_argument("--column", metavar="NAME", help="with --file: the text column, where it has another name")
     parser.add_argument(
@@ -35,4 +37,4 @@ def _predict(arguments: argparse.Namespace) -> int:
     from finetune.inference import predict
 
     given = (arguments.run, arguments.text, arguments.file, arguments.out, arguments.column)
-    return predict(*given, tokens=arguments.max_new_tokens)
+    return predict(*given, tokens=arguments.max_new_tokens, images=arguments.image)

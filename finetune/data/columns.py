@@ -143,6 +143,9 @@ ROLES: dict[str, Role] = {
             "title",
         ),
     ),
+    "image": Role(
+        Texts, ("image", "img", "path", "file", "file_name", "filename", "image_path", "file_path", "picture")
+    ),
     "text_b": Role(Texts, ("text_b", "sentence2", "text2", "hypothesis", "response")),
 }
 USUAL_LABELS = (
