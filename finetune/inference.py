@@ -96,7 +96,7 @@ def _completed(run: Path) -> dict[str, Any]:
 
 
 def loaded(folder: Path, auto_class: str, reader_class: str = "AutoTokenizer") -> tuple[Any, Any]:
-    """Tokenizer (or image processor) and model in fp32, as anybody would load them; whatever is wrong is one message."""
+    """Tokenizer (or image processor) and model in fp32, as anybody loads them; whatever is wrong is one message."""
     import transformers
     from safetensors import SafetensorError
     from transformers.utils import logging

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +152,9 @@ def _from_folder(folder: Path, settings: ImageData) -> ImageSource:
 
 def _images(folder: Path) -> tuple[list[Path], list[Path]]:
     """Images below a folder, and files that are none by their names."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not _hidden(path)]
+    # Links are followed: large sets are often linked into place.
+    walked = [Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names]
+    files = [path for path in walked if not any(map(_hidden, [path, *path.relative_to(folder).parents]))]
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     return images, sorted(path for path in files if path.suffix.lower() not in SUFFIXES)
 
