@@ -153,6 +153,8 @@ def own_accelerator() -> Any:
     """The Accelerator of a process that predicts alone."""
     from accelerate import Accelerator
 
+    from finetune.hardware import has_accelerator
+
     use_threads("auto")
     return Accelerator(cpu=not has_accelerator())
 

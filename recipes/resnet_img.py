@@ -24,7 +24,7 @@ from finetune.image_classification import (
     save_image_model,
 )
 from finetune.image_models import load_image_model, load_processor, resolve_image_model
-from finetune.image_settings import Augmentation, ImageData, ImageModelSettings, ImageObjective
+from finetune.image_settings import ImageData, ImageModelSettings, ImageObjective
 from finetune.models import head_modules
 from finetune.objectives import cross_entropy_sum, target_count
 from finetune.task import Rows, Task
@@ -34,9 +34,9 @@ def config() -> ImageRecipe:
     return ImageRecipe(
         model=ImageModelSettings(name="builtin:letters_resnet"),
         data=ImageData(source="digits", rows_per_class=10),
-        objective=ImageObjective(augment=Augmentation(rotate=10, shift=0.08, zoom=0.1, shear=10)),
+        objective=ImageObjective(),
         train=TrainSettings(
-            epochs=60, batch_size=20, lr=2e-3, lr_schedule="cosine", eval_every_updates=60, precision="fp32"
+            epochs=20, batch_size=20, lr=2e-3, lr_schedule="cosine", eval_every_updates=50, precision="fp32"
         ),
         build=build,
     )

@@ -102,6 +102,8 @@ def _example(record: Mapping[str, Any], task: str, max_tokens: int | None) -> di
         # Prompt and answer must fit into the context of a small model trained on short blocks.
         tokens = min(60, int(part(config, "data").get("block_tokens") or 120) // 2)
         return {"call": "generate", "example": json.dumps(prompts[0]), "call_arguments": f", max_new_tokens={tokens}"}
+    if task == "image-classification":
+        return {"call": "classify", "example": '"your_image.jpg"', "call_arguments": ""}
     arguments = f", truncation=True, max_length={max_tokens}" if max_tokens else ""
     return {"call": "classify", "example": '"Your text here."', "call_arguments": arguments}
 
@@ -232,7 +234,10 @@ def _command(record: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 def _limits(record: Mapping[str, Any]) -> list[str]:
     """What the numbers themselves warn of, so that no card claims more than was measured."""
-    lines = ["Measured on the rows above only; texts of another kind, time or language can score far lower."]
+    others = "texts of another kind, time or language"
+    if record.get("task") == "image-classification":
+        others = "images of another kind, camera or light"
+    lines = [f"Measured on the rows above only; {others} can score far lower."]
     split = reported_split(record)
     if split is None:
         return [*lines, "This model was never evaluated. Do not use it."]

@@ -23,6 +23,9 @@ SHA256 = {
 TEXTS = {"grimm_tales": "4c6dccdfc434584a80579b5fdf34faa3c3309ff7cb122e965573aa62029405d6"}
 
 
+IMAGES = {"digits"}  # its numbers are held by tests/unit/data/test_image_loader.py, since nothing is fetched
+
+
 @pytest.mark.parametrize("name", sorted(TEXTS))
 def test_numbers_of_a_card_of_plain_text(name: str) -> None:
     data = load_data(PlainTextData(source=name), {"text": None})
@@ -38,7 +41,7 @@ def test_numbers_of_a_card_of_plain_text(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(LABELS))
 def test_numbers_of_a_shipped_card(name: str) -> None:
-    assert card_names() == sorted([*LABELS, *TEXTS])
+    assert card_names() == sorted([*LABELS, *TEXTS, *IMAGES])
     data = load_data(TextClassificationData(source=name), {"text": None, "label": None})
     assert data.card is not None
     block = data.card.block
