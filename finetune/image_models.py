@@ -39,15 +39,24 @@ def resolve_image_model(settings: ImageModelSettings) -> ModelFiles:
             )
         files = resolve_model(str(folder), settings.revision)
         return ModelFiles(files.path, name, None, files.sha256)
-    if name.startswith(TORCHVISION) or name == EFFICIENTNET_LITE0:
+    if name.startswith(TORCHVISION) or name == EFFICIENTNET_LITE0 or name.endswith(".th"):
         from finetune.data import image_conversion
 
         if settings.revision is not None:
             raise SourceError(f"model.revision={settings.revision} doesn't go with {name}.", "It is for hub ids.")
+        if name.endswith(".th"):
+            return image_conversion.cifar_model(name)
         if name == EFFICIENTNET_LITE0:
             return image_conversion.efficientnet_lite0()
         return image_conversion.torchvision_model(name.removeprefix(TORCHVISION), settings.weights)
     return resolve_model(name, settings.revision)
+
+
+def own_architecture(model: torch.nn.Module) -> list[str]:
+    """A note where plain transformers can't load what is saved."""
+    if type(model).__module__ == "finetune.cifar_resnet":
+        return ["plain transformers has no ResNet for CIFAR: model/ loads after `import finetune.cifar_resnet`"]
+    return []
 
 
 def load_processor(files: ModelFiles) -> Any:
@@ -87,6 +96,7 @@ def load_image_model(
     """
     from transformers import AutoConfig, AutoModelForImageClassification
 
+    import finetune.cifar_resnet  # noqa: F401  makes its architecture known to the auto classes
     from finetune.text_classification import label_maps
 
     maps = label_maps(labels)

@@ -13,8 +13,8 @@ class ImageModelSettings(ModelSettings):
     """Which pretrained image model."""
 
     name: str
-    """Hub id (`microsoft/resnet-18`), local folder, `builtin:NAME`, `torchvision/NAME` (resnet18, ...), or
-    `efficientnet_lite0`."""
+    """Hub id (`microsoft/resnet-18`), local folder, `builtin:NAME`, `torchvision/NAME` (resnet18, ...),
+    `efficientnet_lite0`, or a .th file of akamaster/pytorch_resnet_cifar10."""
     pretrained: bool = True
     """Start from the pretrained weights; false takes the same architecture with random ones, to see what they bring."""
     weights: str = "DEFAULT"

@@ -23,7 +23,7 @@ from finetune.image_classification import (
     normalised,
     save_image_model,
 )
-from finetune.image_models import load_image_model, load_processor, resolve_image_model
+from finetune.image_models import load_image_model, load_processor, own_architecture, resolve_image_model
 from finetune.image_settings import ImageData, ImageModelSettings, ImageObjective
 from finetune.models import head_modules
 from finetune.objectives import cross_entropy_sum, target_count
@@ -80,5 +80,5 @@ def build(recipe: ImageRecipe) -> Task:
         load=AutoModelForImageClassification.from_pretrained,
         head_modules=head_modules(model, new),
         target_modules=("all-conv",),
-        notes=[f"new weights, initialised from the seed: {', '.join(new)}"] if new else [],
+        notes=own_architecture(model) + ([f"new weights, initialised from the seed: {', '.join(new)}"] if new else []),
     )

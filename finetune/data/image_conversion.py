@@ -1,4 +1,4 @@
-"""Image models of torchvision and of EfficientNet's authors, as model folders that plain transformers loads."""
+"""Image models of torchvision, of EfficientNet's authors and for CIFAR, as model folders."""
 
 from __future__ import annotations
 
@@ -121,6 +121,28 @@ def efficientnet_lite0() -> ModelFiles:
 
     folder = converted_folder(file, f"{file.stem}-v{VERSION}", save)
     return ModelFiles(folder, "efficientnet_lite0", None, sha256_file(folder / "model.safetensors"))
+
+
+def cifar_model(name: str) -> ModelFiles:
+    """A ResNet for CIFAR from a published .th file on this machine, by the name of its tensors.
+
+    Raises:
+        SourceError: the file is not there, or holds other tensors.
+    """
+    file = Path(name).expanduser()
+    if not file.is_file():
+        raise SourceError(
+            f"The model file {name} does not exist.", "Give a .th file of akamaster/pytorch_resnet_cifar10."
+        )
+
+    def save(folder: Path) -> None:
+        from finetune.cifar_resnet import MEAN, STD, cifar_resnet
+
+        cifar_resnet(state_dict(file, name), name).save_pretrained(folder)
+        _processor(32, 32, MEAN, STD, 3).save_pretrained(folder)
+
+    folder = converted_folder(file, f"{file.stem}-{sha256_file(file)[:16]}-v{VERSION}", save)
+    return ModelFiles(folder, name, None, sha256_file(folder / "model.safetensors"))
 
 
 def lite0_config() -> Any:

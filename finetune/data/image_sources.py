@@ -83,7 +83,7 @@ def find_images(settings: ImageData) -> ImageSource:
         )
     if path.is_file():
         return _from_tables(path.stem, [("all", path)], settings)
-    if any(_images(path)[0]):
+    if has_images(path):
         return _from_folder(path, settings)
     return _from_tables(path.name, files_by_split(path), settings)
 
@@ -148,6 +148,11 @@ def _from_folder(folder: Path, settings: ImageData) -> ImageSource:
             ]
     notes = (f"{len(passed)} files of other kinds were passed over, {passed[0]} first",) if passed else ()
     return ImageSource(folder.resolve().name, None, items, (), notes)
+
+
+def has_images(folder: Path) -> bool:
+    """Whether a folder or one below it holds a file with an image's ending."""
+    return any(_images(folder)[0])
 
 
 def _images(folder: Path) -> tuple[list[Path], list[Path]]:

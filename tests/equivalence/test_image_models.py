@@ -1,5 +1,6 @@
 """Converted image models compute what the originals do, and pipelines see the pixels that a run trained on."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers import AutoModelForImageClassification, pipeline
 
+from finetune.cifar_resnet import CIFAR10, cifar_resnet
 from finetune.data.batching import RowKey
 from finetune.data.image_conversion import efficientnet_lite0, resnet_config, resnet_state
 from finetune.data.image_decoding import decode, resized
 from finetune.data.images import ImageRows
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, SourceError
 from finetune.image_classification import image_size, normalised
 from finetune.image_models import load_image_model, load_processor, resolve_image_model
 from finetune.image_settings import ImageModelSettings
@@ -55,7 +57,7 @@ def test_efficientnet_lite0_names_photographs_and_keeps_its_gates_open() -> None
     assert all(not parameter.grad.any() for gate in gates for parameter in gate.parameters())
     with torch.inference_mode():
         found = model(**processor(photos, return_tensors="pt")).logits.argmax(-1).tolist()
-    # ImageNet's classes: 663 monastery, 698 palace and their like for the temple; 985 daisy and its like for the flower.
+    # ImageNet's classes: 663 monastery, 698 palace and the like for the temple; 985 daisy and the like for the flower.
     assert found[0] in (663, 698, 832, 538, 497, 442)
     assert found[1] in (985, 986, 984, 309, 308)
 
@@ -118,3 +120,28 @@ def test_names_and_settings_that_are_refused(settings: dict[str, str], says: str
     with pytest.raises(ConfigError) as refused:
         resolve_image_model(ImageModelSettings(**settings))
     assert says in str(refused.value)
+
+
+@pytest.mark.skipif("FINETUNE_DATA" not in os.environ, reason="FINETUNE_DATA names no folder with benchmark data")
+@pytest.mark.parametrize(("name", "parameters"), [("resnet20-12fca82f", 269_722), ("resnet56-4bfd9763", 853_018)])
+def test_published_cifar_weights_load_by_name(name: str, parameters: int) -> None:
+    file = Path(os.environ["FINETUNE_DATA"]) / "resnet_cifar10_weights" / f"{name}.th"
+    settings = ImageModelSettings(name=str(file))
+    files = resolve_image_model(settings)
+    assert image_size(load_processor(files), "x") == (32, 32)
+    model, _, new = load_image_model(files, settings, CIFAR10, seed=0)
+    assert new == []
+    # Table 6 of the paper: 0.27 and 0.85 million.
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    published = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    state = model.state_dict()
+    for key, tensor in published.items():
+        ours = key.removeprefix("module.").replace("linear.", "classifier.")
+        assert state[ours if ours in state else f"resnet.{ours}"].equal(tensor)
+    # The statistics belong to these weights: with them, features stay of the order that they were trained to have.
+    with torch.inference_mode():
+        logits = model.eval()(torch.randn(64, 3, 32, 32)).logits
+    assert 1 < float(logits.abs().max()) < 50
+    published.pop("module.bn1.weight")
+    with pytest.raises(SourceError, match=r"bn1\.weight"):
+        cifar_resnet(published, name)

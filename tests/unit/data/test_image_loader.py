@@ -161,3 +161,17 @@ def test_decoded_once_and_again_when_damaged(
     assert "decoding them again" in capsys.readouterr().err
     assert again.sha256 == first.sha256
     assert rows["train"].image(0).equal(before)
+
+
+def test_data_check_counts_images(folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    from finetune.cli import main
+
+    root = folder()
+    assert main(["data", "check", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert "photos: 120 images" in said
+    assert "A run can train on this data." in said
+    (root / "b" / "x.jpg").write_bytes(b"no image")
+    assert main(["data", "check", str(root)]) == 1
+    assert "x.jpg: it is no image" in capsys.readouterr().out
+    assert main(["data", "check", str(root), "--set", "data.skip_broken=true"]) == 0
