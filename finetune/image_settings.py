@@ -31,8 +31,9 @@ class ImageData(DataSettings):
     """Name of the column with paths (relative to the table) or images. `none` finds it (image, path, file, ...)."""
     label: str | None = None
     """Name of the label column. `none` finds it (label, category, class, target, ...)."""
-    rows_per_class: Annotated[int, Field(ge=1)] | None = None
-    """Train on the first so many training rows of each class (in the order of the split hash); `none` takes all."""
+    rows_per_class: Annotated[int, Field(ge=0)] | None = None
+    """Train on the first so many training rows of each class (in the order of the split hash). `none` is what the data
+    card states, else all; 0 takes all whatever it states."""
     skip_broken: bool = False
     """Leave broken images out, counted and named, instead of refusing the data."""
     max_megapixels: Annotated[float, Field(gt=0.0)] = 64.0

@@ -33,7 +33,7 @@ from finetune.task import Rows, Task
 def config() -> ImageRecipe:
     return ImageRecipe(
         model=ImageModelSettings(name="builtin:letters_resnet"),
-        data=ImageData(source="digits", rows_per_class=10),
+        data=ImageData(source="digits"),
         objective=ImageObjective(),
         train=TrainSettings(
             epochs=20, batch_size=20, lr=2e-3, lr_schedule="cosine", eval_every_updates=50, precision="fp32"

@@ -103,6 +103,8 @@ class SplitRule(Section):
     """Share of the training rows."""
     test_share: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
     """Share of all rows."""
+    rows_per_class: Annotated[int, Field(ge=1)] | None = None
+    """Training rows of each class that are kept, of images."""
 
 
 class Duplicates(Section):

@@ -152,7 +152,7 @@ def lite0_config() -> Any:
     return EfficientNetConfig(
         image_size=224, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280, hidden_act="relu6",
         # transformers means PyTorch's momentum: its default 0.99 would forget all but the last batch.
-        batch_norm_momentum=0.01, squeeze_expansion_ratio=1e-6, num_labels=1000,
+        batch_norm_momentum=0.01, dropout_rate=0.2, squeeze_expansion_ratio=1e-6, num_labels=1000,
     )  # fmt: skip
 
 

@@ -138,17 +138,21 @@ def _assign(
         [int.from_bytes(hashlib.sha256(f"{salt}\0{some}".encode()).digest()[:8], "big") for some in digests], np.uint64
     )
     splits = assign(hashes, labels, published, valid_share=stated("valid_share"), test_share=stated("test_share"))
-    if settings.rows_per_class is not None:
+    most = settings.rows_per_class
+    if most is None and rule is not None:
+        most = rule.rows_per_class
+    if most:
         for label, name in enumerate(names):
             rows = np.flatnonzero((splits == TRAIN) & (labels == label))
-            if len(rows) < settings.rows_per_class:
+            if len(rows) < most:
                 raise DataError(
                     f"{source.name}: the class {name!r} has {len(rows)} training images, fewer than "
-                    f"data.rows_per_class={settings.rows_per_class}.",
-                    f"--set data.rows_per_class={max(1, len(rows))}, or none for all.",
+                    f"data.rows_per_class={most}.",
+                    f"--set data.rows_per_class={max(1, len(rows))}, or 0 for all.",
                 )
-            _keep(splits, rows, first_in_hash_order(hashes[rows], settings.rows_per_class))
-        notes.append(f"data.rows_per_class keeps {int((splits == TRAIN).sum())} training images")
+            _keep(splits, rows, first_in_hash_order(hashes[rows], most))
+        kept = int((splits == TRAIN).sum())
+        notes.append(f"{most} training images of each class are kept, {kept} in all (data.rows_per_class)")
     in_train = np.flatnonzero(splits == TRAIN)
     if settings.max_train_rows is not None and settings.max_train_rows < len(in_train):
         _keep(splits, in_train, first_in_hash_order(hashes[in_train], settings.max_train_rows))
