@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import DataSettings
-from finetune.data import image_decoding
-from finetune.data.cache import cache_folder, disk_errors, say, turn
-from finetune.data.image_decoding import BrokenImage, decode, resized
-from finetune.data.image_sources import ImageSource, Item, find_images
+from finetune.data.image_cache import Decoded, Resizing, decode_all
+from finetune.data.image_sources import ImageSource, find_images
 from finetune.data.images import ImageRows
 from finetune.data.labels import LabelCoder
 from finetune.data.loader import LoadedData
@@ -27,30 +21,11 @@ from finetune.data.problems import Problems
 from finetune.data.splits import DROPPED, SPLITS, TEST, TRAIN, VALID, assign, first_in_hash_order
 from finetune.data.staging import SMALL_SPLIT
 from finetune.errors import DataError
-from finetune.files import sha256_file, sync_file, sync_folder
 from finetune.image_settings import ImageData
 
-META = "meta.json"
+__all__ = ["Resizing", "load_images"]
+
 SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Resizing:
-    """What is kept of each image: its shorter side's pixels, the interpolation, and the centre square's pixels."""
-
-    shorter: int
-    resample: int
-    square: int
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    pixels: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
-    heights: NDArray[np.int64]
-    digests: list[str]
-    """SHA-256 of each image's pixels before resizing; empty for a broken one."""
-    broken: dict[int, str]
 
 
 def load_images(settings: ImageData, resizing: Resizing) -> tuple[LoadedData, dict[str, ImageRows]]:
@@ -64,7 +39,7 @@ def load_images(settings: ImageData, resizing: Resizing) -> tuple[LoadedData, di
     source = find_images(settings)
     if not source.items:
         raise DataError(f"{settings.source} holds no images.", "Put each image into a folder named after its class.")
-    decoded = _decoded(source.items, settings.max_megapixels, resizing)
+    decoded = decode_all(source.items, settings.max_megapixels, resizing)
     notes = list(source.notes) + _refuse_broken(source, decoded, settings)
     usable = np.array([index for index in range(len(source.items)) if index not in decoded.broken], dtype=np.int64)
     labels, names = _labels(source, usable)
@@ -90,7 +65,7 @@ def load_images(settings: ImageData, resizing: Resizing) -> tuple[LoadedData, di
     return LoadedData(source.name, source.card, tables, names, sha256, tuple(notes)), rows
 
 
-def _refuse_broken(source: ImageSource, decoded: _Decoded, settings: ImageData) -> list[str]:
+def _refuse_broken(source: ImageSource, decoded: Decoded, settings: ImageData) -> list[str]:
     if not decoded.broken:
         return []
     first = [f"{source.items[index].place}: {reason}" for index, reason in list(decoded.broken.items())[:SHOWN]]
@@ -207,94 +182,3 @@ def _twins(digests: Sequence[str], labels: NDArray[np.int64], splits: NDArray[np
         conflicts += labels[first] != labels[index]
     notes = [f"{twins} images have the same pixels as one before them"] if twins else []
     return notes + ([f"{conflicts} images have the pixels of one with another label"] if conflicts else [])
-
-
-def _decoded(items: Sequence[Item], max_megapixels: float, resizing: Resizing) -> _Decoded:
-    """All images, from the cache when the same files were decoded before.
-
-    Raises:
-        DataError: a file that is not there, or a folder that may not be read.
-    """
-    digest = hashlib.sha256(json.dumps([resizing.shorter, resizing.resample, max_megapixels]).encode())
-    for path in (image_decoding.__file__, __file__):  # images kept by other code are not taken for this code's
-        digest.update(sha256_file(Path(path)).encode())
-    for item in items:
-        digest.update(f"{_content_hash(item)}\n".encode())
-    folder = cache_folder("images") / digest.hexdigest()[:32]
-    with turn(f"images-{folder.name}", "decoding the same images"):
-        meta = _verified(folder)
-        if meta is None:
-            with disk_errors(folder.parent):
-                meta = _write(items, max_megapixels, resizing, folder)
-    pixels: Any = np.zeros(0, np.uint8)
-    if meta["pixels"]:
-        pixels = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="r")
-    return _Decoded(
-        pixels,
-        np.load(folder / "offsets.npy"),
-        np.load(folder / "heights.npy"),
-        meta["digests"],
-        {int(index): reason for index, reason in meta["broken"].items()},
-    )
-
-
-def _content_hash(item: Item) -> str:
-    if isinstance(item.content, Path):
-        try:
-            return sha256_file(item.content)
-        except FileNotFoundError:
-            raise DataError(
-                f"{item.place}: there is no file {item.content}.", "Paths are relative to the table."
-            ) from None
-        except OSError as error:
-            raise DataError(f"{item.place}: {item.content} can't be read: {error.strerror}.", "Mend it.") from None
-    raw = item.content if isinstance(item.content, bytes) else item.content.tobytes()
-    return hashlib.sha256(raw).hexdigest()
-
-
-def _write(items: Sequence[Item], max_megapixels: float, resizing: Resizing, folder: Path) -> dict[str, Any]:
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".images-"))
-    heights, ends, digests, broken = [], [0], [], {}
-    try:
-        with (temporary / "pixels.bin").open("wb") as file:
-            for index, item in enumerate(items):
-                try:
-                    whole = decode(item.content, max_megapixels)
-                except BrokenImage as error:
-                    broken[str(index)] = str(error)
-                    heights.append(0)
-                    digests.append("")
-                    ends.append(ends[-1])
-                    continue
-                small = resized(whole, resizing.shorter, resizing.resample)
-                digests.append(hashlib.sha256(str(whole.shape).encode() + whole.tobytes()).hexdigest())
-                heights.append(small.shape[0])
-                ends.append(ends[-1] + small.size)
-                file.write(small.tobytes())
-        np.save(temporary / "offsets.npy", np.array(ends, np.int64), allow_pickle=False)
-        np.save(temporary / "heights.npy", np.array(heights, np.int64), allow_pickle=False)
-        files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-        meta = {"pixels": ends[-1], "digests": digests, "broken": broken, "files": files}
-        (temporary / META).write_text(json.dumps(meta))
-        for path in temporary.iterdir():
-            sync_file(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return meta
-
-
-def _verified(folder: Path) -> dict[str, Any] | None:
-    """The description of kept images whose files are as they were written."""
-    if not folder.exists():
-        return None
-    try:
-        meta: dict[str, Any] = json.loads((folder / META).read_bytes())
-        if all(sha256_file(folder / name) == sha256 for name, sha256 in meta["files"].items()):
-            return meta
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    say(f"The images {folder} in the cache are damaged: decoding them again.")
-    return None

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from finetune.data import image_loader
+from finetune.data import image_cache
 from finetune.data.image_loader import Resizing, load_images
 from finetune.errors import ConfigError, DataError
 from finetune.image_settings import ImageData
@@ -150,8 +150,8 @@ def test_decoded_once_and_again_when_damaged(
     before = rows["train"].image(0).clone()
     del rows
     calls = []
-    decode = image_loader.decode
-    monkeypatch.setattr(image_loader, "decode", lambda *given: calls.append(1) or decode(*given))
+    decode = image_cache.decode
+    monkeypatch.setattr(image_cache, "decode", lambda *given: calls.append(1) or decode(*given))
     load_images(ImageData(source=str(root)), SMALL)
     assert not calls
     (kept,) = (tmp_path / "cache" / "images").iterdir()
