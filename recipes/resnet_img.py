@@ -7,6 +7,8 @@ Model     letters_resnet (0.3 M parameters, comes along, pretrained on letters b
           --set model.name=microsoft/resnet-18, torchvision/resnet50, efficientnet_lite0 or a folder
 Data      digits: scikit-learn's handwritten digits, 10 images a class for training; or your own with --data: a folder
           of class folders, a table of paths and labels, a hub id
+Note      BatchNorm normalises by the rows that one process holds at once: unlike elsewhere, train.micro_batch_size and
+          the number of processes change the result somewhat (--adapter frozen, lora and their kin excepted)
 """
 
 from transformers import AutoModelForImageClassification

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,10 +80,7 @@ def _labels(source: ImageSource, usable: NDArray[np.int64]) -> tuple[NDArray[np.
     codes = []
     for index in usable:
         item = source.items[index]
-        where, _, unit = item.place.rpartition(", ")
-        unit, _, number = unit.rpartition(" ")
-        path, kind, line = (Path(where), unit, int(number)) if where else (Path(item.place).parent, "image", 1)
-        codes.append(coder.code(item.label, path, kind, line))
+        codes.append(coder.code(item.label, item.path, item.unit or "image", item.number or 1))
     classes = coder.classes(source.name)
     return classes.index_of_code[np.array(codes, dtype=np.int64)], classes.names
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,18 @@ class Item:
     """One image: where it stands, its raw label, its published split ("train" where there is none)."""
 
     id: str
-    place: str
+    path: Path
     label: Any
     split: str
     content: Path | bytes | NDArray[np.uint8] = field(repr=False)
+    unit: str = ""
+    """What `number` counts in a table: line or row; empty where the path is the image's own."""
+    number: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where the image stands, for messages."""
+        return f"{self.path}, {self.unit} {self.number}" if self.unit else str(self.path)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,11 @@ def find_images(settings: ImageData) -> ImageSource:
             f"data.revision={settings.revision} goes with a hub id, but {source} is none.", "Leave it out."
         )
     if source in card_names() or source.endswith(".md"):
-        return _from_card(load_card(source), settings)
+        found = _from_card(load_card(source), settings)
+        if path.exists() and not source.endswith(".md"):
+            said = f"{source} is the shipped data card; ./{source} would be the local path"
+            found = replace(found, notes=(*found.notes, said))
+        return found
     if hub:
         tables = [(split, file) for split, file in files_by_split(hub_data_files(source, settings.revision))]
         return _from_tables(source, tables, settings)
@@ -109,7 +121,7 @@ def _digits() -> Iterator[Item]:
     # Counts of ink from 0 to 16.
     grey = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
     for row, (image_HW, label) in enumerate(zip(grey, digits.target, strict=True)):
-        yield Item(str(row), f"scikit-learn's digits, row {row}", int(label), "train", image_HW)
+        yield Item(str(row), Path("scikit-learn's digits"), int(label), "train", image_HW, "row", row)
 
 
 def _from_folder(folder: Path, settings: ImageData) -> ImageSource:
@@ -143,9 +155,7 @@ def _from_folder(folder: Path, settings: ImageData) -> ImageSource:
         for kind in sorted(entry for entry in root.iterdir() if entry.is_dir() and not _hidden(entry)):
             images, others = _images(kind)
             passed += others
-            items += [
-                Item(str(image.relative_to(folder)), str(image), kind.name, split, image) for image in sorted(images)
-            ]
+            items += [Item(str(image.relative_to(folder)), image, kind.name, split, image) for image in sorted(images)]
     notes = (f"{len(passed)} files of other kinds were passed over, {passed[0]} first",) if passed else ()
     return ImageSource(folder.resolve().name, None, items, (), notes)
 
@@ -176,14 +186,17 @@ def _from_tables(name: str, tables: list[tuple[str, Path]], settings: ImageData)
             found = find_columns({"image": settings.image, "label": settings.label}, table.columns, path, False)
         except DataError as error:
             raise DataError(error.problem, error.fix or "Name the column: --set data.image=COLUMN") from None
+        # Published splits, and the files of one split, number their rows from 1 each.
+        shard = sum(1 for other, earlier in tables if other == split and earlier < path)
+        prefix = ("" if split == "all" else f"{split}/") + (f"{shard}/" if shard else "")
         labels = tuple(table.class_names(found["label"]) or ())
         notes = (f"images are column {found['image']!r}, labels column {found['label']!r}",)
         for line, (image, label) in table.rows([found["image"], found["label"]], Problems(strict=True)):
             place = f"{path}, {table.unit} {line}"
-            prefix = "" if split == "all" else f"{split}/"
             named = labels[label] if labels and isinstance(label, int) and 0 <= label < len(labels) else label
             content = _content(image, path, place)
-            items.append(Item(f"{prefix}{line}", place, named, "train" if split == "all" else split, content))
+            of = "train" if split == "all" else split
+            items.append(Item(f"{prefix}{line}", path, named, of, content, table.unit, line))
     return ImageSource(name, None, items, labels, notes)
 
 
