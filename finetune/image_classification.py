@@ -155,7 +155,7 @@ def image_size(processor: Any, name: str) -> tuple[int, int]:
     Raises:
         ConfigError: the processor does something else than resize, crop and normalise.
     """
-    size, crop = processor.size, getattr(processor, "crop_size", None)
+    size, crop = getattr(processor, "size", None) or {}, getattr(processor, "crop_size", None)
     edge = _side(size)
     if type(processor).__name__.startswith("ConvNext") and edge is not None and edge < 384:
         return int(edge / processor.crop_pct), edge

@@ -72,7 +72,7 @@ def load_processor(files: ModelFiles) -> Any:
     except ImportError as error:
         raise SourceError(
             f"model.name={files.name} needs what is not installed: {_first_line(error)}",
-            'Models of timm need it: pip install "finetune-proven[images]"',
+            "Name a model that transformers runs by itself; models of timm are not supported yet.",
         ) from None
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(
@@ -108,9 +108,13 @@ def load_image_model(
             set_dropout(config, settings.dropout, files.name)
         model = AutoModelForImageClassification.from_config(config).float().train()
         return model, random_weights(config, seed), []
-    heads = ("classifier", *(f"timm_model.{name}" for name in ("classifier", "fc", "head")))
     model, new = load_pretrained(
-        AutoModelForImageClassification, files, dropout=settings.dropout, new_modules=heads, replaceable=True, **maps
+        AutoModelForImageClassification,
+        files,
+        dropout=settings.dropout,
+        new_modules=("classifier",),
+        replaceable=True,
+        **maps,
     )
     if new or [str(name) for _, name in sorted(found.id2label.items())] != list(labels):
         new = sorted({*new, *_reset_head(model, seed)})

@@ -54,7 +54,7 @@ def test_other_modes_are_rgb(photo: Image.Image, tmp_path: Path, mode: str, suff
     np.testing.assert_array_equal(found, np.asarray(load_image(str(path))))
     near = np.asarray(photo if mode in ("P", "RGBA", "CMYK") else photo.convert("L").convert("RGB"), dtype=float)
     if mode != "1":
-        assert np.abs(found - near).mean() < 12  # palettes and JPEG lose a little, a wrong channel order far more
+        assert np.abs(found - near).mean() < 25  # palettes and JPEG lose a little, a wrong channel order far more
 
 
 def test_a_palette_with_transparency(photo: Image.Image, tmp_path: Path) -> None:
