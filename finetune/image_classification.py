@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +13,7 @@ import torch
 from pydantic import SerializeAsAny
 
 from finetune.data.batching import RowKey
-from finetune.data.images import ImageRows
+from finetune.data.images import ImageRows, centre
 from finetune.errors import ConfigError
 from finetune.evaluation.predict import predict_rows
 from finetune.image_settings import Augmentation, ImageData, ImageModelSettings, ImageObjective
@@ -131,7 +132,7 @@ def _transform(settings: Augmentation, size: int) -> Callable[[torch.Tensor], to
     if settings.min_crop < 1.0:
         steps.append(v2.RandomResizedCrop(size, scale=(settings.min_crop, 1.0), antialias=True))
     else:
-        steps.append(v2.CenterCrop(size))
+        steps.append(partial(centre, side=size))
     if settings.flip:
         steps.append(v2.RandomHorizontalFlip())
     if settings.rotate or settings.shift or settings.zoom or settings.shear:

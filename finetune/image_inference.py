@@ -9,6 +9,7 @@ import torch
 
 from finetune.data.batching import RowKey
 from finetune.data.image_decoding import BrokenImage, decode, resized
+from finetune.data.images import centre
 from finetune.errors import DataError
 from finetune.evaluation.predict import predict_rows
 from finetune.image_classification import image_size, normalised
@@ -80,8 +81,6 @@ class _Paths:
         return len(self.paths)
 
     def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
-        from torchvision.transforms.v2 import functional
-
         rows = []
         for key in keys:
             path = self.paths[key.index]
@@ -90,5 +89,5 @@ class _Paths:
             except BrokenImage as error:
                 raise DataError(f"{path} is broken: {error}.", "Mend it, or take it out.") from None
             image_3HW = torch.from_numpy(pixels_HW3).permute(2, 0, 1)
-            rows.append({"pixels": functional.center_crop(image_3HW, [self.side, self.side])})
+            rows.append({"pixels": centre(image_3HW, self.side)})
         return rows

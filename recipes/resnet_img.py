@@ -7,6 +7,11 @@ Model     letters_resnet (0.3 M parameters, comes along, pretrained on letters b
           --set model.name=microsoft/resnet-18, torchvision/resnet50, efficientnet_lite0 or a folder
 Data      digits: scikit-learn's handwritten digits, 10 images a class for training; or your own with --data: a folder
           of class folders, a table of paths and labels, a hub id
+Hardware  2 CPU cores, or one; any GPU that torch sees
+Time      15 seconds on one core, of which training 5
+Expected  test accuracy 0.966 ± 0.007 (5 seeds, each with other images: --seed N --set data.split_salt=N); from random
+          weights (--set model.pretrained=false) 0.892 ± 0.029, 7.4 points less [4.3, 10.5]; a pixel SVM 0.910. Longer
+          training with augmentation brings random weights nearer: 60 epochs reached 0.968 in the one run tried.
 Note      BatchNorm normalises by the rows that one process holds at once: unlike elsewhere, train.micro_batch_size and
           the number of processes change the result somewhat (--adapter frozen, lora and their kin excepted)
 """

@@ -49,6 +49,7 @@ def _batches(rows: AugmentedRows, workers: int, micro: int, rank: int = 0, world
     return [micro.batch for update in updates for micro in update.micro_batches]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # said where one core is free
 def test_workers_micro_batches_and_processes_change_no_image(digits: ImageRows) -> None:
     rows = AugmentedRows(digits, EVERYTHING, 32, 10, seed=3)
     alone, loaded = _batches(rows, 0, 12), _batches(rows, 2, 12)
@@ -98,7 +99,8 @@ def test_targets_say_what_is_in_a_blended_image(digits: ImageRows, way: str) -> 
             assert min(float((some - row["pixels"].float()).abs().max()) for some in made) <= 0.51
         elif way == "cutmix":
             from_first = (row["pixels"].float() == whole[index]).all(0).float().mean()
-            assert from_first >= share - 1e-6  # where both images are black, both claim the pixel
+            # A partner of the same class hides how large the box was.
+            assert share == 1.0 or from_first >= share - 1e-6  # where both images are black, both claim the pixel
     assert np.std(shares) > 0.1
 
 
