@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 def _finetune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", "finetune.cli", *arguments]
+    line = [sys.executable, "-c", "from finetune.cli import console; console()", *arguments]
     return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
 
 
