@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.data.windows import make_windows, pad_windows
 from finetune.evaluation.predict import predict_rows
-from finetune.inference import fp32_accelerator, load_exported
+from finetune.inference import load_exported, own_accelerator
 from finetune.token_classification import WORD, entities_of, tags_of_tokens
 
 
@@ -25,7 +25,7 @@ class EntityTagger:
     def __init__(self, run: Path, record: dict[str, Any]) -> None:
         self.text_column: str | None = None
         self.tokenizer, self.model, self.tags = load_exported(run, record, "AutoModelForTokenClassification")
-        self._accelerator = fp32_accelerator()
+        self._accelerator = own_accelerator()
         self.model.to(self._accelerator.device)
         self._iobes = any(tag[:2] in ("E-", "S-") for tag in self.tags)
         settings = record["config"]["data"]

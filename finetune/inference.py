@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from finetune.hardware import use_threads
 from finetune.language_modeling import generate
 from finetune.prediction_files import check_out, read_pairs, read_rows, write_rows
 from finetune.run_folder import read_record
+
+if TYPE_CHECKING:
+    pass
 
 NEW_TOKENS = 100
 _DAMAGED = "The folder is not whole; copy it again from where the run was made."
@@ -42,6 +45,7 @@ def predict(
     tokens: int | None = None,
     pairs: list[str] | None = None,
     pair_column: str | None = None,
+    images: list[str] | None = None,
 ) -> int:
     """Print predictions for texts, or write a file's rows with `prediction` and `probability` added.
 
@@ -49,14 +53,16 @@ def predict(
 
     Args:
         pairs, pair_column: the second texts, or their column, for a run on pairs of texts.
+        images: paths of images, instead of texts; a file's rows are paths, relative to the file, where the run is one
+            of images.
         tokens: most tokens that a language model writes after each text; None takes 100.
 
     Raises:
         ConfigError: no finished run there, labels of record and model differ, or flags that don't go together.
         DataError: the file can't be read, or has no such column.
     """
-    if texts is not None and (out is not None or column is not None):
-        raise ConfigError("--out and --column go with --file.", "Leave them out with --text.")
+    if file is None and (out is not None or column is not None):
+        raise ConfigError("--out and --column go with --file.", "Leave them out with --text and --image.")
     if file is not None and out is None:
         raise ConfigError("--file needs --out.", "Name where to write, for example --out labelled.csv")
     if any(not text.strip() for text in texts or []):
@@ -66,10 +72,20 @@ def predict(
     record = _completed(Path(run))
     if tokens is not None and (record["task"] != "text-generation" or tokens < 1):
         raise ConfigError(f"--max-new-tokens {tokens} is a number from 1 on, for a language model's run.")
+    of_images = record["task"] == "image-classification"
+    if (texts is not None and of_images) or (images is not None and not of_images):
+        raise ConfigError(
+            f"{run} is a run of {record['task']}, not of {'texts' if of_images else 'images'}.",
+            f"Give {'--image' if of_images else '--text'} or --file.",
+        )
     paired = "text_pair" in record["config"].get("data", {})
     _refuse_odd_pairs(run, paired, texts, pairs, file, pair_column)
     predictor: Predictor
-    if record["task"] == "text-generation":
+    if of_images:
+        from finetune.image_inference import ImageClassifier
+
+        predictor = ImageClassifier(Path(run), record, Path(file).parent if file is not None else Path())
+    elif record["task"] == "text-generation":
         predictor = TextGenerator(Path(run), record, tokens or NEW_TOKENS)
     elif record["task"] == "token-classification":
         from finetune.entity_inference import EntityTagger
@@ -80,7 +96,8 @@ def predict(
     else:
         predictor = TextClassifier(Path(run))
     if file is None or out is None:
-        given = [{"text": text} for text in texts or []]
+        kind = "image" if of_images else "text"
+        given = [{kind: value} for value in (images if of_images else texts) or []]
         if paired:
             given = [{**row, "text_pair": pair} for row, pair in zip(given, pairs or [], strict=True)]
         for row, prediction in zip(given, predictor(_inputs(list(row.values()) for row in given)), strict=True):
@@ -91,7 +108,7 @@ def predict(
             Path(file), {"text": column, "text_pair": pair_column}, {"text": predictor.text_column, **predictor.second}
         )
     else:
-        columns, name = read_rows(Path(file), column, predictor.text_column)
+        columns, name = read_rows(Path(file), column, predictor.text_column, "image" if of_images else "text")
         names = [name]
     clash = [added for added in predictor.added if added in columns]
     if clash:
@@ -138,8 +155,8 @@ def _completed(run: Path) -> dict[str, Any]:
     return record
 
 
-def _loaded(folder: Path, auto_class: str) -> tuple[Any, Any]:
-    """Tokenizer and model in fp32, as anybody would load them; whatever is wrong with the folder is one message."""
+def loaded(folder: Path, auto_class: str, reader_class: str = "AutoTokenizer") -> tuple[Any, Any]:
+    """Tokenizer (or image processor) and model in fp32, as anybody loads them; whatever is wrong is one message."""
     import transformers
     from safetensors import SafetensorError
     from transformers.utils import logging
@@ -150,7 +167,7 @@ def _loaded(folder: Path, auto_class: str) -> tuple[Any, Any]:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder / 'config.json'} is not there.", _DAMAGED)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        reader = getattr(transformers, reader_class).from_pretrained(folder, local_files_only=True)
         model, info = getattr(transformers, auto_class).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
@@ -161,7 +178,7 @@ def _loaded(folder: Path, auto_class: str) -> tuple[Any, Any]:
     if info["missing_keys"]:
         # transformers would predict with random numbers in their place.
         raise ConfigError(f"{folder} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}.", _DAMAGED)
-    return tokenizer, model
+    return reader, model
 
 
 def load_exported(run: Path, record: dict[str, Any], auto_class: str) -> tuple[Any, Any, list[str]]:
@@ -170,8 +187,16 @@ def load_exported(run: Path, record: dict[str, Any], auto_class: str) -> tuple[A
     Raises:
         ConfigError: the folder isn't whole, or its labels are not the record's.
     """
-    folder = run / "model"
-    tokenizer, model = _loaded(folder, auto_class)
+    tokenizer, model = loaded(run / "model", auto_class)
+    return tokenizer, model, labels_of(model, record, run / "model")
+
+
+def labels_of(model: Any, record: dict[str, Any], folder: Path) -> list[str]:
+    """The class names of an exported classifier.
+
+    Raises:
+        ConfigError: they are not the record's.
+    """
     names = model.config.id2label
     labels = [names.get(index, "?") for index in range(model.config.num_labels)]
     # Regression has one output and no labels.
@@ -180,11 +205,23 @@ def load_exported(run: Path, record: dict[str, Any], auto_class: str) -> tuple[A
             f"{folder / 'config.json'} has the labels {labels}, but run.json {record['data']['labels']}.",
             "One of them was changed by hand; a prediction would carry a wrong name.",
         )
-    return tokenizer, model, labels
+    return labels
 
 
-def fp32_accelerator() -> Any:
-    """An Accelerator of this process alone, on all cores or the GPU."""
+def named(labels: list[str], probabilities_RC: np.ndarray) -> list[dict[str, Any]]:
+    """Prediction, its probability and all probabilities of each row."""
+    return [
+        {
+            "prediction": labels[int(row.argmax())],
+            "probability": round(float(row.max()), 6),
+            "probabilities": {label: round(float(p), 6) for label, p in zip(labels, row, strict=True)},
+        }
+        for row in probabilities_RC
+    ]
+
+
+def own_accelerator() -> Any:
+    """The Accelerator of a process that predicts alone."""
     from accelerate import Accelerator
 
     from finetune.hardware import has_accelerator
@@ -208,8 +245,8 @@ class TextGenerator:
         # A run on conversations answers; another goes on from the text as it stands.
         self.chat = "response" in data
         self.text_column = data.get("prompt" if self.chat else "text")
-        self.tokenizer, self.model = _loaded(run / "model", "AutoModelForCausalLM")
-        self.model.to(fp32_accelerator().device)
+        self.tokenizer, self.model = loaded(run / "model", "AutoModelForCausalLM")
+        self.model.to(own_accelerator().device)
 
     def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
         """What follows each text, in order; of a chat model its answer to each."""
@@ -243,7 +280,7 @@ class TextClassifier:
         self.second = {"text_pair": record["config"].get("data", {}).get("text_pair")}
         self.regression = self.model.config.problem_type == "regression"
         self.added = ("prediction",) if self.regression else ("prediction", "probability")
-        self._accelerator = fp32_accelerator()
+        self._accelerator = own_accelerator()
         self.model.to(self._accelerator.device)
 
     def __call__(self, texts: list[Any]) -> list[dict[str, Any]]:
@@ -261,14 +298,7 @@ class TextClassifier:
         )
         if self.regression:
             return [{"prediction": round(float(row[0]), 6)} for row in probabilities_RC]
-        return [
-            {
-                "prediction": self.labels[int(row.argmax())],
-                "probability": round(float(row.max()), 6),
-                "probabilities": {label: round(float(p), 6) for label, p in zip(self.labels, row, strict=True)},
-            }
-            for row in probabilities_RC
-        ]
+        return named(self.labels, probabilities_RC)
 
 
 class PairClassifier(TextClassifier):

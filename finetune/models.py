@@ -48,6 +48,7 @@ def load_pretrained(
     *,
     dropout: float | None = None,
     new_modules: tuple[str, ...] = (),
+    replaceable: bool = False,
     **config: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
     """A model in fp32 from pretrained weights.
@@ -56,6 +57,7 @@ def load_pretrained(
         auto_class: a transformers auto class, for example AutoModelForSequenceClassification.
         dropout: every dropout probability of the configuration; None keeps them.
         new_modules: modules that may be missing in the weights (a new head); anything else missing is refused.
+        replaceable: weights of `new_modules` for another number of classes are replaced by new ones.
         config: attributes of the model's configuration, for example id2label.
 
     Returns:
@@ -79,14 +81,16 @@ def load_pretrained(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=replaceable,
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"model.name={files.name} can't be loaded as {auto_class.__name__}: {_first_line(error)}",
             "Name a model of that kind, or a folder with config.json and model.safetensors.",
         ) from None
-    wrong = [str(name) for name in (info.get("mismatched_keys") or [])]
-    missing = sorted(info["missing_keys"])
+    mismatched = [str(name[0] if isinstance(name, tuple) else name) for name in (info.get("mismatched_keys") or [])]
+    wrong = [name for name in mismatched if not (replaceable and name.startswith(new_modules))]
+    missing = sorted({*info["missing_keys"], *(name for name in mismatched if name not in wrong)})
     fresh = [name for name in missing if name.startswith(new_modules)] if new_modules else []
     if wrong or len(fresh) < len(missing):
         names = wrong or [name for name in missing if name not in fresh]

@@ -64,8 +64,10 @@ def read_pairs(
     return found, [str(names["text"]), str(names["text_pair"])]
 
 
-def read_rows(path: Path, column: str | None, trained_on: str | None) -> tuple[dict[str, list[Any]], str]:
-    """All columns of a file, and the name of its text column.
+def read_rows(
+    path: Path, column: str | None, trained_on: str | None, role: str = "text"
+) -> tuple[dict[str, list[Any]], str]:
+    """All columns of a file, and the name of its text column (`role` image: of its paths).
 
     Args:
         column: the text column as --column names it; None takes `trained_on`, else a usual name.
@@ -79,9 +81,9 @@ def read_rows(path: Path, column: str | None, trained_on: str | None) -> tuple[d
     if column is None and trained_on in table.columns:
         column = trained_on
     try:
-        name = find_columns({"text": column}, table.columns, path, False)["text"]
+        name = find_columns({role: column}, table.columns, path, False)[role]
     except DataError as error:
-        raise DataError(error.problem, "Name the text column with --column NAME.") from None
+        raise DataError(error.problem, f"Name the {role} column with --column NAME.") from None
     problems = Problems(strict=True)
     texts = Texts(name, problems)
     at = table.columns.index(name)

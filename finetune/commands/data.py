@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import ConfigError, FinetuneError, SourceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from finetune.config import TextClassificationData
     from finetune.data.checks import CheckReport
+    from finetune.image_settings import ImageData
 
 DEFAULT_RECIPE = "bert_cls"
 _RAW = argparse.RawDescriptionHelpFormatter
@@ -126,7 +129,10 @@ def _roles(settings: TextClassificationData) -> dict[str, str | None]:
 
 def _check(args: argparse.Namespace) -> int:
     from finetune.data.checks import check_data, token_lengths
+    from finetune.data.image_checks import check_images, is_images
 
+    if is_images(args.path):
+        return _check_images(args, check_images)
     settings = _settings(args)
     limit = args.max_tokens if args.max_tokens is not None else settings.max_tokens
     if limit < 1:
@@ -142,6 +148,24 @@ def _check(args: argparse.Namespace) -> int:
     )
     print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if args.json else _as_text(report))
     return 1 if report.problems else 0
+
+
+def _check_images(args: argparse.Namespace, check: Callable[[ImageData], tuple[str, int]]) -> int:
+    from finetune.config import Section, apply_override
+    from finetune.image_settings import ImageData
+
+    if args.model is not None or args.max_tokens is not None or args.json:
+        raise ConfigError("--model, --max-tokens and --json are for texts, but these are images.", "Leave them out.")
+
+    class Data(Section):
+        data: ImageData
+
+    config = Data(data=ImageData(source=args.path))
+    for override in args.overrides:
+        apply_override(config, override, "finetune data")
+    report, status = check(config.data)
+    print(report)
+    return status
 
 
 def _tokenizer(name: str | None) -> Any:
@@ -163,7 +187,10 @@ def _tokenizer(name: str | None) -> Any:
 
 def _card(args: argparse.Namespace) -> int:
     from finetune.data.card_draft import draft_card, write_card
+    from finetune.data.image_checks import is_images
 
+    if is_images(args.path):
+        raise ConfigError(f"{args.path} holds images; cards are drafted for texts only.", "Give the folder to --data.")
     settings = _settings(args)
     out = args.out or Path("card.md")
     text = draft_card(settings, _roles(settings), out, args.license, args.language)

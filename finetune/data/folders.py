@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune.data.file_kinds import SUFFIXES
 from finetune.errors import DataError
 
-_NAMES = {
+NAMES = {
     "train": "train", "training": "train",
     "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
     "test": "test", "testing": "test",
@@ -80,16 +80,14 @@ def files_by_split(folder: Path, plain_text: bool = False) -> list[tuple[str, Pa
 
 def is_documents(files: Sequence[Path]) -> bool:
     """Whether several files are plain text and none is named after a split: then each is a document."""
-    return len(files) > 1 and all(
-        path.suffix.lower() == ".txt" and path.stem.casefold() not in _NAMES for path in files
-    )
+    return len(files) > 1 and all(path.suffix.lower() == ".txt" and path.stem.casefold() not in NAMES for path in files)
 
 
 def _documents_by_split(folder: Path, files: list[Path]) -> list[tuple[str, Path]]:
     """Documents by the folder named after a split that they stand in; all together where there is none."""
     named: list[tuple[str | None, Path]] = []
     for path in files:
-        parts = [_NAMES.get(part.casefold()) for part in path.relative_to(folder).parts[:-1]]
+        parts = [NAMES.get(part.casefold()) for part in path.relative_to(folder).parts[:-1]]
         named.append((next((part for part in parts if part), None), path))
     splits = {split for split, _ in named}
     if splits <= {None, "train"}:
@@ -104,10 +102,10 @@ def _documents_by_split(folder: Path, files: list[Path]) -> list[tuple[str, Path
 def _split_of(path: Path) -> tuple[str | None, Path]:
     """The split that a file's name or its folder's name says, and the folder that holds the whole data set."""
     stem = _SHARD.sub("", path.stem.casefold())
-    if stem in _NAMES:
-        return _NAMES[stem], path.parent
-    if path.parent.name.casefold() in _NAMES and re.fullmatch(r"\d+", stem):
-        return _NAMES[path.parent.name.casefold()], path.parent.parent
+    if stem in NAMES:
+        return NAMES[stem], path.parent
+    if path.parent.name.casefold() in NAMES and re.fullmatch(r"\d+", stem):
+        return NAMES[path.parent.name.casefold()], path.parent.parent
     return None, path.parent
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from finetune.data.cache import cache_folder, disk_errors, say, turn
+from finetune.data.converted import MANIFEST, converted_folder
 from finetune.errors import SourceError
-from finetune.files import sha256_file, sync_file, sync_folder, whole_file
+from finetune.files import sha256_file
+
+__all__ = ["MANIFEST", "converted_model"]
 
 # Part of every key: raise it when the same file would be converted to something else.
 VERSION = 1
-MANIFEST = "conversion.json"
 MAGIC = b"GGUF"
 
 
@@ -37,45 +35,7 @@ def converted_model(gguf: Path, name: str) -> Path:
     except OSError as error:
         raise SourceError(f"{name}: {gguf} can't be read: {error.strerror}.") from None
     key = f"{gguf.stem}-{sha256_file(gguf)[:16]}-v{VERSION}"
-    folder = cache_folder("models") / key
-    with turn(f"gguf-{key}", f"converting {gguf.name}"):
-        if not _is_whole(folder):
-            if folder.exists():
-                say(f"cache: {folder} is damaged; converting {gguf.name} again")
-            _convert(gguf, folder, name)
-    return folder
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        hashes: Any = json.loads((folder / MANIFEST).read_bytes())["files"]
-        return {path.name for path in folder.iterdir()} - {MANIFEST} == set(hashes) and all(
-            sha256_file(folder / file) == sha256 for file, sha256 in hashes.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _convert(gguf: Path, folder: Path, name: str) -> None:
-    say(f"converting {gguf.name} to safetensors, once (into {folder})")
-    for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a killed process: the lock is ours now
-        shutil.rmtree(left_over)
-    temp = folder.parent / f".{folder.name}-{os.getpid()}"
-    try:
-        with disk_errors(folder.parent):
-            temp.mkdir()
-            _save(gguf, temp, name)
-            hashes = {path.name: sha256_file(path) for path in sorted(temp.iterdir())}
-            for path in temp.iterdir():
-                path.chmod(0o644)  # safetensors writes 0600, which would shut other users out of a shared cache
-                sync_file(path)
-            with whole_file(temp / MANIFEST) as file:
-                file.write(json.dumps({"from": sha256_file(gguf), "files": hashes}, indent=1).encode())
-            shutil.rmtree(folder, ignore_errors=True)
-            os.rename(temp, folder)
-            sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
+    return converted_folder(gguf, key, lambda folder: _save(gguf, folder, name))
 
 
 def _save(gguf: Path, folder: Path, name: str) -> None:

@@ -92,7 +92,7 @@ def make_plan(settings: DataSettings, roles: Mapping[str, str | None]) -> DataPl
                 f"The data set {parts[1]} on the hub has no folder {parts[2]!r}.", f"It has {', '.join(has) or 'none'}."
             )
         return _own(source, files_by_split(folder), settings, roles)
-    elif path.exists() or not _is_hub_id(source):
+    elif path.exists() or not is_hub_id(source):
         if not path.exists():
             raise _nothing_there(source, path)
         files = files_by_split(path, set(roles) == {"text"}) if path.is_dir() else [("all", path)]
@@ -211,7 +211,8 @@ def _fetched(card: DataCard, source: CardSource) -> list[tuple[str, Path]]:
     return [(split, card.path.parent / source.path / inner) for split, inner in source.files.items()]
 
 
-def _is_hub_id(source: str) -> bool:
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is no path here has the form of a hub id."""
     if not _HUB_ID.fullmatch(source) or Path(source).suffix.lower() in SUFFIXES:
         return False
     # "data/reviews" beside a folder "data" is a slip of the path, not an account on the hub.

@@ -115,6 +115,8 @@ def _example(record: Mapping[str, Any], task: str, max_tokens: int | None) -> di
         return {"call": "tag", "example": '"Your text here."', "call_arguments": ', aggregation_strategy="first"'}
     if task == "fill-mask":
         return {"call": "fill", "example": 'f"Your text with one {fill.tokenizer.mask_token}."', "call_arguments": ""}
+    if task == "image-classification":
+        return {"call": "classify", "example": '"your_image.jpg"', "call_arguments": ""}
     arguments = f", truncation=True, max_length={max_tokens}" if max_tokens else ""
     if "text_pair" in part(part(record, "config"), "data"):
         pair = '{"text": "One text.", "text_pair": "The other."}'
@@ -248,7 +250,10 @@ def _command(record: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 def _limits(record: Mapping[str, Any]) -> list[str]:
     """What the numbers themselves warn of, so that no card claims more than was measured."""
-    lines = ["Measured on the rows above only; texts of another kind, time or language can score far lower."]
+    others = "texts of another kind, time or language"
+    if record.get("task") == "image-classification":
+        others = "images of another kind, camera or light"
+    lines = [f"Measured on the rows above only; {others} can score far lower."]
     split = reported_split(record)
     if split is None:
         return [*lines, "This model was never evaluated. Do not use it."]

@@ -26,6 +26,9 @@ TEXTS = {
 }
 
 
+IMAGES = {"digits"}  # its numbers are held by tests/unit/data/test_image_loader.py, since nothing is fetched
+
+
 @pytest.mark.parametrize("name", sorted(TEXTS))
 def test_numbers_of_a_card_of_plain_text(name: str) -> None:
     texts = [role for role in load_card(name).block.columns if role != "id"]
@@ -43,7 +46,7 @@ def test_numbers_of_a_card_of_plain_text(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(LABELS))
 def test_numbers_of_a_shipped_card(name: str) -> None:
-    assert card_names() == sorted([*LABELS, *TEXTS])
+    assert card_names() == sorted([*LABELS, *TEXTS, *IMAGES])
     data = load_data(TextClassificationData(source=name), {"text": None, "label": None})
     assert data.card is not None
     block = data.card.block

@@ -13,7 +13,16 @@ from finetune.errors import DataError
 
 pytestmark = pytest.mark.unit
 
-SHIPPED = ["grimm_tales", "movie_dialogues", "movie_snippets", "newsgroups_20", "reuters_r52", "reuters_r8", "sms_spam"]
+SHIPPED = [
+    "digits",
+    "grimm_tales",
+    "movie_dialogues",
+    "movie_snippets",
+    "newsgroups_20",
+    "reuters_r52",
+    "reuters_r8",
+    "sms_spam",
+]
 ROLES = {"text": None, "label": None}
 
 
