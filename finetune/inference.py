@@ -33,7 +33,7 @@ class Predictor(Protocol):
     added: tuple[str, ...]
     text_column: str | None
 
-    def __call__(self, texts: list[Any]) -> list[dict[str, Any]]: ...
+    def __call__(self, texts: list[Any], /) -> list[dict[str, Any]]: ...
 
 
 def predict(
