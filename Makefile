@@ -3,9 +3,11 @@
 #   make PYTHON=python3.12 setup          another interpreter
 #   make TORCH_INDEX_URL=... setup        PyTorch from an index of its own (the README names the CPU-only one);
 #                                         without it pip's own configuration decides
+#   make WORKERS=4 test                   tests side by side; each worker has cores of its own
 
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Newer than pyproject.toml when everything is installed, so that a second run installs nothing.
@@ -37,7 +39,7 @@ demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch finetune/run.py --recipe bert_cls
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check .
