@@ -225,8 +225,11 @@ class Checkpoints:
         self._verify(update)
         folder = self.path(update)
         content = _read_json(folder / "state.json")
-        tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-        return State(tensors, content["numbers"]), Progress(**content["progress"]), content["identity"]
+        try:
+            tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+            return State(tensors, content["numbers"]), Progress(**content["progress"]), content["identity"]
+        except (SafetensorError, KeyError, TypeError) as error:  # whoever wrote it wrote the manifest to it
+            raise CheckpointError(f"{folder} is whole, but no checkpoint of this toolkit: {error}.") from None
 
     def _verify(self, update: int) -> None:
         folder = self.path(update)

@@ -151,6 +151,8 @@ def _case(number: int, seed: int, real: Path, folder: Path, watch: Watch) -> Out
 
 
 Act = Callable[[], int]
+# This process has an Accelerator already, from the real checkpoints' training, and there can be but one kind.
+FP32 = ("--output", "out", "--set", "train.precision=fp32")
 REVIEWS = "text,label\n" + "".join(
     f"A {word} film about {word}s.,{label}\n" for label in ("good", "bad") for word in "abcdefghijkl"
 )
@@ -163,7 +165,7 @@ def _model(inner: Path, files: dict[str, Any]) -> Act:
     for name, content in {"config.json": {"model_type": "bert", "vocab_size": 10}, **files}.items():
         (model / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     (inner / "reviews.csv").write_text(REVIEWS)
-    return lambda: main(["run", "bert_cls", "--data", "reviews.csv", "--set", "model.name=./model", "--output", "out"])
+    return lambda: main(["run", "bert_cls", "--data", "reviews.csv", "--set", "model.name=./model", *FP32])
 
 
 def _pickled(folder: Path, rng: random.Random) -> bytes:

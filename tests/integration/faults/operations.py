@@ -23,9 +23,10 @@ def watched(before: Callable[[int, str, Any], None], after: Callable[[int, str, 
             nonlocal count
             number, count = count, count + 1
             before(number, name, args[0])
-            result = real(*args, **kwargs)
-            after(number, name, args[0])
-            return result
+            try:
+                return real(*args, **kwargs)
+            finally:
+                after(number, name, args[0])
 
         return call
 
