@@ -24,8 +24,8 @@ REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT)
 DIED = 77
 
 
-def run(records: Records, work: Path) -> None:
-    """Every operation of every scene; what there are is counted first, so the matrix is whole."""
+def run(records: Records, work: Path, every: int = 1) -> None:
+    """Every operation of every scene, or each `every`-th; what there are is counted first, so the matrix is whole."""
     real, folder = stores.real_checkpoints(work), work / "crash"
     counts = [_operations(real, folder, scene) for scene in SCENES]
     points = [
@@ -35,6 +35,7 @@ def run(records: Records, work: Path) -> None:
         for way in WAYS
         if way != "torn" or name in ("fsync", "save_file")
     ]
+    points = points[::every]
     records.run("crash", len(points), lambda number: _crash(*points[number], real, folder), counted="points")
     refusals = [
         (scene, at, code, lasting)
@@ -43,6 +44,7 @@ def run(records: Records, work: Path) -> None:
         for code in REFUSALS
         for lasting in (False, True)
     ]
+    refusals = refusals[::every]
     records.run("refused writes", len(refusals), lambda number: _refuse(*refusals[number], real, folder))
 
 
