@@ -42,10 +42,10 @@ test: $(STAMP)
 
 # Both go on where they were stopped; the records are in tests/integration/faults/results.
 faults: $(STAMP)
-	$(BIN)/python -m tests.integration.faults --size small
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.integration.faults --size small
 
 faults-full: $(STAMP)
-	$(BIN)/python -m tests.integration.faults --size full
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.integration.faults --size full
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -40,6 +40,11 @@ VALUES = (
     "http://127.0.0.1:1/x", "1_000", "0x10", "1.5", "__import__('os')", "{a: b}", "*x", "!!python/none", "%", "\u202e",
 )  # fmt: skip
 
+WORDS = (
+    "run bert_cls data check --data --seed --set --resume latest --adapter lora predict --text --file --out plan cp diff "
+    "--output verify resume --updates 2 cache ls"
+).split()
+
 
 class HangError(BaseException):
     """Not an Exception, so that no handler in between takes it for its own."""
@@ -157,36 +162,9 @@ def _arguments(number: int, seed: int, samples: dict[str, bytes], folder: Path) 
         )
         return ["show", "bert_cls", "--set", f"{key}={value}" if rng.random() < 0.9 else key]
     if kind == "flags":
-        words = [
-            "run",
-            "bert_cls",
-            "data",
-            "check",
-            "--data",
-            "--seed",
-            "--set",
-            "--resume",
-            "latest",
-            "--adapter",
-            "lora",
-            "predict",
-        ]
-        words += [
-            "--text",
-            "--file",
-            "--out",
-            "plan",
-            "cp",
-            "diff",
-            "--output",
-            "verify",
-            "resume",
-            "--updates",
-            "2",
-            "cache",
-            "ls",
-        ]
-        given = [rng.choice([*words, *VALUES]) for _ in range(rng.randrange(1, 6))]
+        # No source that would be fetched: what is tried here is the command line, not a registry.
+        local = [value for value in VALUES if not value.startswith(("pypi:", "hf:"))]
+        given = [rng.choice([*WORDS, *local]) for _ in range(rng.randrange(1, 6))]
         # Only what can't begin a long run: a resumed, missing run is refused first.
         return given if given[0] not in ("run", "plan", "verify") else [given[0], *given, "--resume", "nowhere"]
     content = _broken(samples[kind], rng)
