@@ -41,9 +41,9 @@ VALUES = (
 )  # fmt: skip
 
 WORDS = (
-    "run bert_cls data check --data --seed --set --resume latest --adapter lora predict --text --file --out plan cp diff "
-    "--output verify resume --updates 2 cache ls"
-).split()
+    "run", "bert_cls", "data", "check", "--data", "--seed", "--set", "--resume", "latest", "--adapter", "lora",
+    "predict", "--text", "--file", "--out", "plan", "cp", "diff", "--output", "verify", "resume", "--updates", "2", "cache", "ls",
+)  # fmt: skip
 
 
 class HangError(BaseException):
