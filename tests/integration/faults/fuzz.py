@@ -42,7 +42,8 @@ VALUES = (
 
 WORDS = (
     "run", "bert_cls", "data", "check", "--data", "--seed", "--set", "--resume", "latest", "--adapter", "lora",
-    "predict", "--text", "--file", "--out", "plan", "cp", "diff", "--output", "verify", "resume", "--updates", "2", "cache", "ls",
+    "predict", "--text", "--file", "--out", "plan", "cp", "diff", "--output", "verify", "resume", "--updates", "2",
+    "cache", "ls",
 )  # fmt: skip
 
 
