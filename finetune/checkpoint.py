@@ -159,16 +159,17 @@ class Checkpoints:
             write_json(temporary / "state.json", content)
             hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
             write_json(temporary / MANIFEST, {"format": FORMAT, "update": progress.update, "sha256": hashes})
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():  # damaged, or it would have been resumed from
+                self._remove(progress.update)
             os.rename(temporary, final)
             sync_folder(self.folder)
+            self._rotate(progress)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(
                 f"The checkpoint of update {progress.update} can't be written to {self.folder}: {error}",
                 "Make room or mend the disk, then go on with --resume; earlier checkpoints are untouched.",
             ) from None
-        self._rotate(progress)
         return final
 
     def path(self, update: int) -> Path:
@@ -191,6 +192,7 @@ class Checkpoints:
         for update in self.updates():
             try:
                 found = self.read(update)
+                self._check_best(found[1])
             except CheckpointError as error:
                 damage.append(error.problem)
                 self.note(f"{error.problem} It is passed over for the one before it.")
@@ -200,12 +202,36 @@ class Checkpoints:
             raise CheckpointError(f"No whole checkpoint is left in {self.folder}.", damage[-1])
         return None
 
+    def _check_best(self, progress: Progress) -> None:
+        """A run from here may end with the best checkpoint so far: said now if it can't, not after hours of training.
+
+        One that is absent beside newer checkpoints made room for a better one, which training from here comes to again.
+        """
+        best = progress.best_update
+        if best not in (0, progress.update) and (best in self.updates() or progress.update == self.updates()[0]):
+            try:
+                self._verify(best)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{error.problem} It is the best so far, without which update {progress.update} can't go on."
+                ) from None
+
     def read(self, update: int) -> tuple[State, Progress, dict[str, Any]]:
         """One checkpoint, every file checked against the manifest before anything is taken from it.
 
         Raises:
             CheckpointError: names the file that is missing, damaged or from another checkpoint.
         """
+        self._verify(update)
+        folder = self.path(update)
+        content = _read_json(folder / "state.json")
+        try:
+            tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+            return State(tensors, content["numbers"]), Progress(**content["progress"]), content["identity"]
+        except (SafetensorError, KeyError, TypeError) as error:  # whoever wrote it wrote the manifest to it
+            raise CheckpointError(f"{folder} is whole, but no checkpoint of this toolkit: {error}.") from None
+
+    def _verify(self, update: int) -> None:
         folder = self.path(update)
         manifest = _read_json(folder / MANIFEST)
         hashes = manifest.get("sha256")
@@ -218,21 +244,22 @@ class Checkpoints:
         for name, expected in hashes.items():
             if _sha256(folder / name) != expected:
                 raise CheckpointError(f"{folder / name} is damaged: its SHA-256 is not the manifest's.")
-        content = _read_json(folder / "state.json")
-        tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-        return State(tensors, content["numbers"]), Progress(**content["progress"]), content["identity"]
 
     def _rotate(self, progress: Progress) -> None:
         """Called only after the new checkpoint is durable. The best and the newest are never removed."""
         keep = {*self.updates()[: self.keep], progress.update, progress.best_update}
         for update in self.updates():
             if update not in keep:
-                # Renamed first: a folder that is half deleted must not look like a checkpoint.
-                doomed = self.folder / f".old-{update}"
-                os.rename(self.path(update), doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                self._remove(update)
         for leftover in self.folder.glob(".old-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+    def _remove(self, update: int) -> None:
+        """Renamed first: a folder that is half deleted must not look like a checkpoint."""
+        doomed = self.folder / f".old-{update}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(self.path(update), doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _without_aliases(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

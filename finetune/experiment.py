@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from finetune.config import flattened
 from finetune.errors import CheckpointError
 from finetune.options import RunOptions, command_line, resolve
-from finetune.run_folder import check_output, find_run, make_run_folder, read_record
+from finetune.run_folder import RUNS, check_output, find_run, make_run_folder, read_record
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -151,6 +151,7 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
 def _open_folder(loaded: LoadedRecipe, options: RunOptions, trainer: Trainer) -> Path:
     """The run's folder, new or resumed, with its checkpoints, history and trackers given to the trainer."""
     from finetune.checkpoint import Checkpoints
+    from finetune.disk_space import check_disk_space
     from finetune.history import History
     from finetune.launch import say, shared_folder
 
@@ -159,6 +160,8 @@ def _open_folder(loaded: LoadedRecipe, options: RunOptions, trainer: Trainer) ->
     def checkpoints_in(folder: Path) -> Checkpoints:
         return Checkpoints(folder / "checkpoints", settings.keep_checkpoints, lambda text: say(accelerator, text))
 
+    place = options.output or RUNS if options.resume is None else find_run(options.resume)
+    check_disk_space(trainer, Path(place))
     if options.resume is None:
         folder = shared_folder(accelerator, lambda: make_run_folder(loaded.name, options.output))
     else:

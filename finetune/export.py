@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from finetune.data.batching import RowKey
 from finetune.errors import CheckpointError, TrainingError
 from finetune.evaluation.predict import to_device
+from finetune.files import sha256_file
 
 if TYPE_CHECKING:
     from finetune.task import Task
@@ -108,14 +109,23 @@ def _save_and_check(task: Task, trainer: Trainer, folder: Path) -> dict[str, Any
         parts["adapter"] = _difference(live, logits(loaded), adapter.tolerance())
         if 0.0 < adapter.tolerance() < parts["adapter"]["difference"]:
             parts["adapter"] |= _own_rounding(live, exact(copy.deepcopy(model)), adapter.tolerance())
-    task.save(adapter.plain(model), folder / "model")
-    parts["model"] = _difference(live, logits(task.load(folder / "model")), MERGE_TOLERANCE)
+    # Under its own name only when it is whole: half a model/ would look like one.
+    written = folder / ".writing-model"
+    shutil.rmtree(written, ignore_errors=True)
+    try:
+        task.save(adapter.plain(model), written)
+        parts["model"] = _difference(live, logits(task.load(written)), MERGE_TOLERANCE)
+        shutil.rmtree(folder / "model", ignore_errors=True)  # of an attempt that failed later than here
+        written.rename(folder / "model")
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
     if "adapter" in parts and parts["model"]["difference"] > MERGE_TOLERANCE:
         again = adapter.load(task.load(folder / BASE), folder / "adapter")  # `model` is taken apart by now
         parts["model"] |= _own_rounding(live, exact(again), MERGE_TOLERANCE)
     if from_hub:
         shutil.rmtree(folder / BASE, ignore_errors=True)
-    return {"rows": len(keys), "parts": parts}
+    files_sha256 = {path.name: sha256_file(path) for path in sorted((folder / "model").iterdir()) if path.is_file()}
+    return {"rows": len(keys), "parts": parts, "sha256": files_sha256}
 
 
 def _own_rounding(live: torch.Tensor, exact: torch.Tensor, tolerance: float) -> dict[str, float]:

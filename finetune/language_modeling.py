@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from finetune.data.blocks import Blocks, pack, pad_blocks
 from finetune.data.tokens import tokenize
 from finetune.evaluation.predict import predict_rows
+from finetune.models import save_tokenizer
 from finetune.objectives import token_losses
 from finetune.randomness import seed_torch
 
@@ -170,7 +171,7 @@ def save_language_model(tokenizer: PreTrainedTokenizerBase) -> Callable[[torch.n
 
     def save(model: Any, folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
     return save
 

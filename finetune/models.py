@@ -164,3 +164,16 @@ def head_modules(model: PreTrainedModel, new: list[str]) -> list[str]:
     ]
     inside = {name.rpartition(".")[0] for name in new}
     return names + sorted(name for name in inside if name and name.partition(".")[0] not in names)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer's files, the same ones whatever it was used for before.
+
+    A fast tokenizer writes down how its last call cut and padded; every call sets that anew, so it belongs to no file,
+    and it would make a run whose tokens came from the cache differ from one that computed them.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    tokenizer.save_pretrained(folder)

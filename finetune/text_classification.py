@@ -13,6 +13,7 @@ import torch
 from finetune.data.batching import RowKey
 from finetune.data.tokens import TokenRows
 from finetune.evaluation.predict import mean_pooled, predict_rows
+from finetune.models import save_tokenizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -119,7 +120,7 @@ def save_model(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Callable[
         model.save_pretrained(folder, safe_serialization=True)
         # What the model was trained on is the longest that it should be given.
         tokenizer.model_max_length = max_tokens
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         for weights in folder.glob("*.safetensors"):
             # safetensors makes files that only their owner reads; a model is to be handed on like the rest.
             weights.chmod((folder / "config.json").stat().st_mode)

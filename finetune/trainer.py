@@ -10,6 +10,7 @@ import math
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from finetune.data.updates import MicroBatch, Update, load_updates
 from finetune.dropout import fast_dropout
 from finetune.errors import TrainingError
 from finetune.evaluation.predict import predict_rows, to_device
+from finetune.files import write_json
 from finetune.optim import build_optimizer, lr_factor, set_lr, warmup_updates
 from finetune.progress import progress_bar
 from finetune.randomness import seed_torch
@@ -136,8 +138,8 @@ class Trainer:
         if not math.isfinite(mean_loss) or not (math.isfinite(grad_norm) or accelerator.scaler):
             raise TrainingError(
                 f"Update {number + 1} has loss {mean_loss} and gradient norm {grad_norm}; nothing of it was applied. "
-                f"Its training rows on this process: {[row for micro in micro_batches for row in micro.rows]}.",
-                "Lower train.lr or set train.precision=fp32, then go on from the last checkpoint with --resume.",
+                f"Its training rows are in {self._save_rows(number, mean_loss, grad_norm)}.",
+                "Look at them; or lower train.lr or set train.precision=fp32, and start a new run.",
             )
         optimizer.step()
         self.adapter.after_step(self.model, number + 1)
@@ -162,6 +164,17 @@ class Trainer:
         if self.accelerator.is_main_process:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             bar.write(f"update {progress.update}/{self.plan.total_updates}: valid {shown}")
+
+    def _save_rows(self, number: int, loss: float, grad_norm: float) -> Path:
+        """nonfinite.json of an update that was not applied: its rows over all processes, as the data names them."""
+        path = self.checkpoints.folder.parent / "nonfinite.json"
+        if self.accelerator.is_main_process:
+            rows, ids = [key.index for key in next(self.plan.updates(number))], self.task.data.splits["train"]["id"]
+            # Blocks of packed documents have no names of their own.
+            named = [ids[row] for row in rows] if len(ids) == len(self.task.rows["train"]) else None
+            content = {"update": number + 1, "loss": str(loss), "grad_norm": str(grad_norm), "rows": rows, "ids": named}
+            write_json(path, content)
+        return path
 
     def _evaluation_due(self, update: int) -> bool:
         every = self.settings.eval_every_updates or self.plan.updates_per_epoch

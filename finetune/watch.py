@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
@@ -61,6 +61,11 @@ def watched(accelerator: Accelerator, folder: Path, lost: Callable[[str], None])
         state = "done"
     except BaseException as error:
         state = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        # A broken connection is what the others see of a process that is gone: the message is about that one.
+        if isinstance(error, RuntimeError) and (culprit := _culprit(beats, rank, world)) is not None:
+            over.set()
+            thread.join()
+            _leave(culprit, rank, world, lost)
         raise
     finally:
         over.set()
@@ -81,11 +86,28 @@ def _watch(beats: Path, rank: int, world: int, over: threading.Event, lost: Call
             what = seen.trouble()
             # This process may be on its way out for the same reason: then it is not the one to speak.
             if what is not None and not over.wait(LAST_WORDS_S):
-                message = f"Process {peer} of {world} {what}; process {rank} leaves too."
-                with contextlib.suppress(Exception):
-                    lost(message)
-                print(f"error: {message}\n  Go on from the last checkpoint with --resume.", file=sys.stderr, flush=True)
-                os._exit(1)
+                _leave((peer, what), rank, world, lost)
+
+
+def _culprit(beats: Path, rank: int, world: int) -> tuple[int, str] | None:
+    """Another process that failed or is gone already, given the time to be."""
+    peers = {peer: _Peer(beats / f"{peer}.json") for peer in range(world) if peer != rank}
+    until = time.monotonic() + LAST_WORDS_S
+    while True:
+        for peer, seen in peers.items():
+            if (what := seen.trouble()) is not None:
+                return peer, what
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.05)
+
+
+def _leave(culprit: tuple[int, str], rank: int, world: int, lost: Callable[[str], None]) -> NoReturn:
+    message = f"Process {culprit[0]} of {world} {culprit[1]}; process {rank} leaves too."
+    with contextlib.suppress(Exception):
+        lost(message)
+    print(f"error: {message}\n  Go on from the last checkpoint with --resume.", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class _Peer:

@@ -57,7 +57,10 @@ def _resume(arguments: argparse.Namespace) -> int:
     updates = arguments.updates
     kills = sorted({max(1, updates // 3), max(2, 2 * updates // 3)})
     folder = Path(tempfile.mkdtemp(prefix="finetune-verify-"))
-    print(f"{arguments.recipe}: {updates} updates left alone; then killed at updates {kills} and resumed, in {folder}")
+    print(
+        f"{arguments.recipe}: {updates} updates left alone; then killed at updates {kills} and resumed, in {folder}",
+        flush=True,
+    )
     different = verify_resume(flags, updates, kills, folder)
     if different:
         print(f"NOT exact; both runs are kept in {folder}. What differs:")
