@@ -22,12 +22,7 @@ def run_data(record: Mapping[str, Any], more: Mapping[str, str] | None = None) -
         FinetuneError: recipe or data are gone, or the data have changed since.
     """
     settings = recorded_recipe(record).recipe.data
-    # What a data section has beyond every other are its columns, by role; numbers among them are limits of the task.
-    roles = {
-        name: getattr(settings, name)
-        for name, field in type(settings).model_fields.items()
-        if name not in DataSettings.model_fields and field.annotation == (str | None)
-    }
+    roles = roles_of(settings)
     data = load_data(settings, roles)
     if data.sha256 != record["data"]["sha256"]:
         raise DataError(
@@ -35,3 +30,12 @@ def run_data(record: Mapping[str, Any], more: Mapping[str, str] | None = None) -
             "Put the data back as they were.",
         )
     return load_data(settings, {**roles, **more}) if more else data
+
+
+def roles_of(settings: DataSettings) -> dict[str, str | None]:
+    """The columns of a task by role: what its data section has beyond every other, limits of the task left out."""
+    return {
+        name: getattr(settings, name)
+        for name, field in type(settings).model_fields.items()
+        if name not in DataSettings.model_fields and field.annotation == (str | None)
+    }

@@ -39,7 +39,7 @@ def holm(p_values: npt.ArrayLike) -> Floats:
         raise ValueError("p-values are a list of numbers from 0 to 1")
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    adjusted: Floats = np.empty_like(p)
+    adjusted: Floats = np.zeros(len(p))
     adjusted[order] = np.minimum(stepped, 1.0)
     return adjusted
 
@@ -82,7 +82,7 @@ def compare_all(models: Sequence[Sequence[Stored]], metric: str, seed: int) -> l
             pair = [models[number][0].row_scores() for number in (a, b)]
             p = mcnemar_p(*pair) if exact else bootstrap_p(drawn[a] - drawn[b])
             found.append((a, b, values[a] - values[b], *percentile_interval(drawn[a] - drawn[b]), p))
-    adjusted = holm([item[-1] for item in found]) if found else []
+    adjusted = holm([item[-1] for item in found])
     sign = -1 if metric in LOWER_IS_BETTER else 1
     return [
         Comparison(*item, float(p_holm), _verdict(sign * item[2], float(p_holm)))
