@@ -7,14 +7,17 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from finetune.config import flattened
+from finetune.config import flattened, settings_of
 from finetune.errors import ConfigError, TrainingError
 from finetune.files import sha256_file
 from finetune.history import read_history
 from finetune.options import recorded_name, recorded_recipe
 from finetune.run_folder import check_output, read_record
+
+if TYPE_CHECKING:
+    from finetune.recipe import LoadedRecipe
 
 
 def replay(run: str, output: str) -> int:
@@ -35,9 +38,10 @@ def replay(run: str, output: str) -> int:
             "Replay runs of one process, or those with train.deterministic=elastic.",
         )
     check_output(output)
-    recorded_recipe(record)  # what is wrong with the record is said before anything is started
+    loaded = recorded_recipe(record)  # what is wrong with the record is said before anything is started
+    flags = settings_flags(loaded, record["hardware"].get("threads"))
     print(f"replaying {run} into {output}", flush=True)
-    command = [sys.executable, "-m", "finetune.run", "--recipe", recorded_name(record), *settings_flags(record)]
+    command = [sys.executable, "-m", "finetune.run", "--recipe", recorded_name(record), *flags]
     done = subprocess.run([*command, "--output", output], stdout=subprocess.DEVNULL)
     if done.returncode:
         raise TrainingError(f"The replay ended with status {done.returncode}; its own message stands above.")
@@ -51,22 +55,18 @@ def replay(run: str, output: str) -> int:
     return 1 if found else 0
 
 
-def settings_flags(record: Mapping[str, Any]) -> list[str]:
-    """The flags that give a recipe all settings of a record, its threads included: sums are cut by them."""
-    config = dict(record["config"])
-    adapter = dict(config.pop("adapter"))
-    name = adapter.pop("name")
-    values = {**_leaves(config), **{f"adapter.{key}": value for key, value in adapter.items()}}
-    if record["hardware"].get("threads"):
-        values["train.threads"] = record["hardware"]["threads"]
-    flags = ["--adapter", name]
-    for key, value in values.items():
-        flags += ["--set", f"{key}={_text(value)}"]
+def settings_flags(loaded: LoadedRecipe, threads: int | None) -> list[str]:
+    """The flags that give a recipe all its settings anew.
+
+    Args:
+        threads: as they were in the run, whatever its setting said: sums are cut by them.
+    """
+    flags = ["--adapter", str(loaded.resolved()["adapter"]["name"])]
+    for dotted, section, field in settings_of(loaded.recipe):
+        if dotted != "adapter.name":
+            value = section.model_dump(mode="json")[field]
+            flags += ["--set", f"{dotted}={_text(threads if dotted == 'train.threads' and threads else value)}"]
     return flags
-
-
-def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{part}.{key}": value for part, section in config.items() for key, value in section.items()}
 
 
 def _text(value: Any) -> str:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,15 +59,19 @@ def run_table(table: Table, folder: Path, workers: int) -> int:
     """
     check_table(table)
     (folder / table.name).mkdir(parents=True, exist_ok=True)
+    stop = threading.Event()
     with ThreadPoolExecutor(workers) as pool:
-        counts = [pool.submit(_work, table, folder) for _ in range(workers)]
-        return sum(count.result() for count in counts)
+        try:
+            counts = [pool.submit(_work, table, folder, stop) for _ in range(workers)]
+            return sum(count.result() for count in counts)
+        finally:
+            stop.set()  # after Ctrl-C or a failed run: runs on their way end, none is begun
 
 
-def _work(table: Table, folder: Path) -> int:
+def _work(table: Table, folder: Path, stop: threading.Event) -> int:
     """Take runs that nobody else has, until none is left; each is a process of its own."""
     done = 0
-    while todo := pending(table, read_records(table, folder)):
+    while not stop.is_set() and (todo := pending(table, read_records(table, folder))):
         for job in todo:
             path = folder / table.name / f"{job.key(table)}.json"
             name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
