@@ -142,7 +142,7 @@ def _pairs(
     columns: Sequence[Column], at: Mapping[tuple[str, str], Cell], rows: Sequence[Row]
 ) -> list[tuple[str, list[list[str]]]]:
     """All pairs of rows in each column, over the same test rows; methods on other test rows are not compared."""
-    blocks = []
+    blocks: list[tuple[str, list[list[str]]]] = []
     for column in columns:
         cells = [at[row.name, column.name] for row in rows if (row.name, column.name) in at]
         if len(cells) < 2:
