@@ -70,6 +70,8 @@ class Column(Section):
     data: str
     """A data card, a hub id, or a file or folder: from the table's folder, or below $FINETUNE_DATA as data://PATH."""
     metric: str = "accuracy"
+    recipe: str | None = None
+    """Instead of the rows' recipe, for data of another shape: bert_pair for pairs of texts."""
     set: list[str] = Field(default_factory=list)
     """Settings for every row."""
 

@@ -42,7 +42,8 @@ def check_table(table: Table) -> None:
 
 def run_options(table: Table, job: Job) -> RunOptions:
     """A run's options, as the command line would give them."""
-    recipe, settings = job.row.recipe, [*job.row.set, *job.column.set, f"train.threads={table.content.threads}"]
+    recipe = job.column.recipe or job.row.recipe
+    settings = [*job.row.set, *job.column.set, f"train.threads={table.content.threads}"]
     if recipe.endswith(".py"):
         recipe = str(table.path.parent / recipe)
     if job.row.search is not None and job.searched is not None:

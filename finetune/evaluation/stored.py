@@ -134,7 +134,7 @@ def read_predictions(run: Path, record: Mapping[str, Any] | None = None) -> Stor
     ids = tuple(map(str, columns.get("id", ())))
     if not ids or len(set(ids)) < len(ids):
         raise DataError(f"{path} has no ids, or one twice.", "Rows can't be paired without; run it again.")
-    if "loss_sum" in columns:
+    if "loss_sum" in columns and "bytes" in columns:
         sizes = np.stack([np.asarray(columns[name], np.float64) for name in ("tokens", "bytes")], axis=1)
         return Stored("documents", ids, sizes, np.asarray(columns["loss_sum"], np.float64))
     labels, predictions = columns.get("label"), columns.get("prediction")
