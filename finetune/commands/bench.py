@@ -46,7 +46,15 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
             _check,
         ),
     ):
-        one = what.add_parser(name, help=text, description=text, allow_abbrev=False)
+        example = f"finetune bench {name}" + ("" if name == "list" else " textgcn")
+        one = what.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"Example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         if name != "list":
             one.add_argument("table", metavar="TABLE", help="name, or path of a .toml file")
             one.add_argument(
