@@ -146,7 +146,7 @@ def test_check_passes_on_what_show_made_and_fails_on_any_changed_digit(tmp_path:
     some = table(tmp_path, TABLE + REFERENCE)
     run_all(some, tmp_path)
     text = show(some, tmp_path)
-    assert "89.00 [86.52, 91.48], n = 3" in text
+    assert r"89.00 \[86.52, 91.48\], n = 3" in text
     assert "not run" not in text
     assert (tmp_path / "mine.png").stat().st_size > 5000
     assert check(some, tmp_path) == []
