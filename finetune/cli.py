@@ -71,7 +71,7 @@ def main(argv: Sequence[str], launched: bool = False) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     """The parser of `finetune` and all its commands."""
-    from finetune.commands import cache, data, plan, predict, recipes, run, verify
+    from finetune.commands import bench, cache, compare, data, plan, predict, recipes, replay, run, slices, verify
 
     parser = argparse.ArgumentParser(
         prog="finetune", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -82,6 +82,10 @@ def command_parser() -> argparse.ArgumentParser:
     plan.add(commands)
     run.add(commands)
     predict.add(commands)
+    bench.add(commands)
+    compare.add(commands)
+    slices.add(commands)
+    replay.add(commands)
     verify.add(commands)
     data.add(commands)
     cache.add(commands)

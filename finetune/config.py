@@ -313,7 +313,8 @@ def _field_names(section: type[BaseModel]) -> list[str]:
     names = []
     for name, field in section.model_fields.items():
         names.append(name)
-        for arm in _arms(field.annotation):
+        arms = _arms(field.annotation)
+        for arm in [*arms, *(inner for arm in arms for inner in typing.get_args(arm))]:  # of a list of sections too
             if isinstance(arm, type) and issubclass(arm, BaseModel):
                 names.extend(_field_names(arm))
     return names

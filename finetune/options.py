@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ConfigError
 from finetune.run_folder import find_run, read_record
@@ -39,8 +40,7 @@ def resolve(options: RunOptions) -> LoadedRecipe:
         if options.output is not None:
             raise ConfigError("--output does not go with --resume.", "A resumed run stays in its folder.")
         record = read_record(find_run(options.resume))
-        origin = record["recipe"]["origin"]
-        name = name or (record["recipe"]["name"] if origin == "packaged" else origin)
+        name = name or recorded_name(record)
     if name is None:
         raise ConfigError("No recipe is named.", "Give --recipe NAME or PATH; `finetune list` shows the names.")
     loaded = load_recipe(name)
@@ -50,6 +50,25 @@ def resolve(options: RunOptions) -> LoadedRecipe:
     # The adapter first, so that --set adapter.rank=4 finds the adapter that --adapter put there.
     override(loaded, [f"{key}={value}" for key, value in flags.items() if value is not None])
     override(loaded, options.overrides)
+    return loaded
+
+
+def recorded_name(record: Mapping[str, Any]) -> str:
+    """What finds a record's recipe again: its name, or the path of its file."""
+    origin = record["recipe"]["origin"]
+    return str(record["recipe"]["name"] if origin == "packaged" else origin)
+
+
+def recorded_recipe(record: Mapping[str, Any]) -> LoadedRecipe:
+    """A record's recipe with the settings that it ran with.
+
+    Raises:
+        ConfigError: the recipe is gone, or lacks a setting that the record has.
+    """
+    from finetune.recipe import apply_resolved, load_recipe
+
+    loaded = load_recipe(recorded_name(record))
+    apply_resolved(loaded, record["config"])
     return loaded
 
 

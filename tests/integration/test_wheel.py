@@ -52,9 +52,10 @@ def test_recipes_and_cards_are_inside_and_nothing_litters_site_packages(wheel: P
     names = zipfile.ZipFile(wheel).namelist()
     assert RECIPES
     assert CARDS
-    assert sorted(name for name in names if name.startswith("finetune/_recipes/")) == [
-        f"finetune/_recipes/{name}" for name in RECIPES
-    ]
+    packaged = sorted(name for name in names if name.startswith("finetune/_recipes/"))
+    assert [name for name in packaged if "/tables/" not in name] == [f"finetune/_recipes/{name}" for name in RECIPES]
+    tables = {f"finetune/_recipes/tables/{path.name}" for path in (ROOT / "recipes" / "tables").glob("*.toml")}
+    assert tables <= set(packaged)
     assert sorted(name for name in names if name.startswith("finetune/_data_cards/")) == [
         f"finetune/_data_cards/{name}" for name in CARDS
     ]

@@ -1,0 +1,168 @@
+"""`finetune bench run`: workers share a table's runs by locks; a finished run is a record, never repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from finetune.bench.jobs import Job, answers_of, data_source, pending, read_records, stored_of
+from finetune.bench.table import Table
+from finetune.data.cache import cache_folder, say
+from finetune.errors import TrainingError
+from finetune.evaluation.stored import LOWER_IS_BETTER, read_predictions
+from finetune.files import write_json
+from finetune.options import RunOptions, resolve
+from finetune.run_folder import read_record
+
+INTERRUPTED = (130, 143, -2, -15)
+
+
+def check_table(table: Table) -> None:
+    """Refuse what no run could take - a recipe, an adapter, a setting - before the first is started.
+
+    Raises:
+        ConfigError: with the row and column.
+    """
+    for row in table.content.rows:
+        for column in table.content.columns:
+            if table.has(row, column):
+                searched = row.search.values[0] if row.search else None
+                resolve(run_options(table, Job(row, column, table.content.seeds[0], searched)))
+
+
+def run_options(table: Table, job: Job) -> RunOptions:
+    """A run's options, as the command line would give them."""
+    recipe = job.column.recipe or job.row.recipe
+    settings = [*job.row.set, *job.column.set, f"train.threads={table.content.threads}"]
+    if recipe.endswith(".py"):
+        recipe = str(table.path.parent / recipe)
+    if job.row.search is not None and job.searched is not None:
+        settings.append(f"{job.row.search.key}={job.searched}")
+    return RunOptions(recipe, settings, data_source(table, job.column), job.row.adapter, job.seed)
+
+
+def run_table(table: Table, folder: Path, workers: int) -> int:
+    """Run what has no record yet; the number of runs done here.
+
+    Raises:
+        ConfigError: a row that can't be run.
+        TrainingError: a run failed; the others' records stay.
+    """
+    check_table(table)
+    (folder / table.name).mkdir(parents=True, exist_ok=True)
+    stop = threading.Event()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            counts = [pool.submit(_work, table, folder, stop) for _ in range(workers)]
+            return sum(count.result() for count in counts)
+        finally:
+            stop.set()  # after Ctrl-C or a failed run: runs on their way end, none is begun
+
+
+def _work(table: Table, folder: Path, stop: threading.Event) -> int:
+    """Take runs that nobody else has, until none is left; each is a process of its own."""
+    done = 0
+    while not stop.is_set() and (todo := pending(table, read_records(table, folder))):
+        for job in todo:
+            path = folder / table.name / f"{job.key(table)}.json"
+            name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
+            lock = filelock.FileLock(cache_folder("locks") / f"bench-{name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                continue
+            try:
+                if not path.exists():
+                    started = time.monotonic()
+                    say(f"{job.row.name} on {job.column.name}, seed {job.seed}: started")
+                    record = run_job(table, job)
+                    record["wall_s"] = round(time.monotonic() - started, 2)
+                    write_json(path, record)
+                    say(f"{path.name}: {record['score']:.4f} {record['metric']} in {record['wall_s']:.0f} s")
+                    done += 1
+            finally:
+                lock.release()
+            break  # what is to be done may have changed: a search may have ended
+        else:
+            time.sleep(1.0)
+    return done
+
+
+def run_job(table: Table, job: Job) -> dict[str, Any]:
+    """Make one run and return its record; nothing else of it is kept."""
+    with tempfile.TemporaryDirectory(prefix="finetune-bench-") as temporary:
+        part = _fine_tuned(table, job, Path(temporary)) if job.row.method == "fine-tune" else _frozen(
+            table, job, Path(temporary)
+        )  # fmt: skip
+    record = {
+        "key": job.key(table),
+        "table": table.name,
+        "row": job.row.name,
+        "column": job.column.name,
+        "seed": job.seed,
+        "metric": job.column.metric,
+        "searched": None if job.row.search is None else {job.row.search.key: job.searched},
+        "test_evaluations": 1,
+        **part,
+    }
+    # From the answers as they are kept, so that the same can be computed from the record.
+    return {**record, "score": stored_of(record).value(job.column.metric)}
+
+
+def _fine_tuned(table: Table, job: Job, folder: Path) -> dict[str, Any]:
+    options = run_options(table, job)
+    flags = ["--recipe", str(options.recipe), "--data", str(options.data), "--seed", str(options.seed)]
+    flags += ["--adapter", options.adapter] if options.adapter else []
+    settings = list(options.overrides)
+    if hasattr(resolve(options).recipe.objective, "baselines"):
+        settings.append("objective.baselines=false")  # they are rows of their own
+    for setting in settings:
+        flags += ["--set", setting]
+    run = folder / "run"
+    _process([sys.executable, "-m", "finetune.run", *flags, "--output", str(run)], job)
+    record = read_record(run)
+    metric = job.column.metric
+    valid = record["metrics"]["valid"].get(metric, {}).get("value")
+    adapter = [path.stat().st_size for path in (run / "adapter").rglob("*.safetensors")]
+    return {
+        **{key: record[key] for key in ("recipe", "config", "data", "model", "versions", "commit", "hardware")},
+        **{key: record[key] for key in ("precision", "updates", "best_update", "peak_rss_mb")},
+        "metrics": record["metrics"],
+        "valid_score": valid if valid is None or metric not in LOWER_IS_BETTER else -valid,
+        "trainable": record["model"]["trainable"],
+        "train_s": record["timing"]["train_s"],
+        "adapter_bytes": sum(adapter) or None,
+        "test": answers_of(read_predictions(run, record)),
+    }
+
+
+def _frozen(table: Table, job: Job, folder: Path) -> dict[str, Any]:
+    options = run_options(table, job)
+    request, answer = folder / "request.json", folder / "answer.json"
+    content = {"options": vars(options), "method": job.row.method, "shots": job.row.shots, "seed": job.seed}
+    request.write_text(json.dumps(content), "utf-8")
+    _process([sys.executable, "-m", "finetune.bench.frozen", str(request), str(answer)], job)
+    found: dict[str, Any] = json.loads(answer.read_text("utf-8"))
+    return found
+
+
+def _process(command: list[str], job: Job) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode in INTERRUPTED:
+        raise KeyboardInterrupt
+    if done.returncode:
+        raise TrainingError(
+            f"{job.row.name} on {job.column.name}, seed {job.seed} ended with status {done.returncode}:\n"
+            f"{done.stderr.strip()[-1500:]}",
+            "Mend it and start the same command again: finished runs are kept.",
+        )

@@ -1,0 +1,137 @@
+"""`finetune bench`: benchmark tables that are run, shown and checked from their records."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from finetune.bench.table import Table
+
+_ABOUT = """\
+Benchmark tables. A table is a small TOML file: rows (a recipe and settings), columns (data and a metric), seeds, and
+published numbers. Every finished run leaves one JSON record; documents are made of the records and of nothing else.
+"""
+_EXAMPLES = """\
+Examples:
+  finetune bench list
+  finetune bench plan textgcn
+  finetune bench run textgcn --workers 2       again: goes on where it stopped
+  finetune bench show textgcn
+  finetune bench check textgcn
+  finetune bench run my_table.toml             one of your own (CONTRIBUTING.md shows one)
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `finetune bench` to the command line."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="benchmark tables: list, plan, run, show, check",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_subparsers(metavar="WHAT", title="what to do", required=True)
+    for name, text, call in (
+        ("list", "the shipped tables", _list),
+        ("plan", "which runs are done, which are left, and what they will take", _plan),
+        ("run", "run what has no record yet", _run),
+        ("show", "make the documents from the records, and print the Markdown", _show),
+        (
+            "check",
+            "are the documents what the records give, and the cells within tolerance? exit status 1 if not",
+            _check,
+        ),
+    ):
+        example = f"finetune bench {name}" + ("" if name == "list" else " textgcn")
+        one = what.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"Example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name != "list":
+            one.add_argument("table", metavar="TABLE", help="name, or path of a .toml file")
+            one.add_argument(
+                "--results", metavar="DIR", help="folder of records and documents (default: beside the table)"
+            )
+        if name == "run":
+            one.add_argument("--workers", type=int, default=1, metavar="N", help="runs at once (default: 1)")
+        one.set_defaults(call=call)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from finetune.bench.table import load_table, table_names
+
+    for name in table_names():
+        content = load_table(name).content
+        size = f"{len(content.rows)} x {len(content.columns)}, {len(content.seeds)} seeds"
+        print(f"{name:<16}{size:<20}{content.title}")
+    return 0
+
+
+def _open(arguments: argparse.Namespace) -> tuple[Table, Path]:
+    from finetune.bench.jobs import results_folder
+    from finetune.bench.table import load_table
+
+    table = load_table(arguments.table)
+    return table, results_folder(table, arguments.results)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from finetune.bench.jobs import pending, read_records
+
+    table, folder = _open(arguments)
+    records = read_records(table, folder)
+    left = pending(table, records)
+    took = {row.name: [r["wall_s"] for r in records.values() if r["row"] == row.name] for row in table.content.rows}
+    print(f"{table.name}: {len(records)} runs done, {len(left)} can be started now; records in {folder / table.name}/")
+    total, unknown = 0.0, 0
+    for job in left:
+        known = took[job.row.name]
+        total, unknown = total + (sum(known) / len(known) if known else 0.0), unknown + (not known)
+        text = f"about {sum(known) / len(known):.0f} s" if known else "no run of this row to go by"
+        searched = f", {job.row.search.key}={job.searched}" if job.row.search else ""
+        print(f"  {job.row.name} on {job.column.name}, seed {job.seed}{searched}: {text}")
+    if any(row.search for row in table.content.rows):
+        print("  (a search is followed by the other seeds with the best value)")
+    if left:
+        print(
+            f"About {total / 60:.0f} min of {table.content.threads} core(s) for {len(left) - unknown} of them.", end=" "
+        )
+        print(f"For the other {unknown}, `finetune plan RECIPE` measures one." if unknown else "")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from finetune.bench.work import run_table
+    from finetune.errors import ConfigError
+
+    if arguments.workers < 1:
+        raise ConfigError(f"--workers {arguments.workers} is none.", "Give 1 or more.")
+    table, folder = _open(arguments)
+    done = run_table(table, folder, arguments.workers)
+    print(f"{table.name}: {done} runs done here; show them: finetune bench show {arguments.table}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from finetune.bench.show import show
+
+    table, folder = _open(arguments)
+    print(show(table, folder), end="")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from finetune.bench.show import check
+
+    table, folder = _open(arguments)
+    wrong = check(table, folder)
+    print("\n".join(wrong) if wrong else f"{table.name}: documents and records agree, cells are within tolerance.")
+    return 1 if wrong else 0
