@@ -314,7 +314,7 @@ def _field_names(section: type[BaseModel]) -> list[str]:
     for name, field in section.model_fields.items():
         names.append(name)
         arms = _arms(field.annotation)
-        for arm in [*arms, *(inner for arm in arms for inner in typing.get_args(arm))]:  # of a list of sections too
+        for arm in [*arms, *(inner for outer in arms for inner in typing.get_args(outer))]:
             if isinstance(arm, type) and issubclass(arm, BaseModel):
                 names.extend(_field_names(arm))
     return names
