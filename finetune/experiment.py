@@ -208,10 +208,12 @@ def _first_record(
     task, model, accelerator = trainer.task, trainer.model, trainer.accelerator
     parameters = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     data, files = task.data, task.files
+    # --resume finds the file again from any folder.
+    origin = loaded.origin if loaded.origin == "packaged" else str(Path(loaded.origin).absolute())
     content = {
         "status": "running",
         "task": task.kind,
-        "recipe": {"name": loaded.name, "origin": loaded.origin, "hash": loaded.sha256},
+        "recipe": {"name": loaded.name, "origin": origin, "hash": loaded.sha256},
         "config": loaded.resolved(),
         "data": {
             "card": data.name,

@@ -95,7 +95,7 @@ def load_recipe(name_or_path: str) -> LoadedRecipe:
         raise ConfigError(f"{path}: config() returned {type(recipe).__name__}, not a finetune.Recipe.")
     packaged = path.parent == recipes_folder()
     return LoadedRecipe(
-        path.stem, "packaged" if packaged else str(path.absolute()), source_hash(path), recipe_summary(path), recipe
+        path.stem, "packaged" if packaged else str(path), source_hash(path), recipe_summary(path), recipe
     )
 
 
