@@ -292,3 +292,51 @@ def test_saving_an_update_again_replaces_it(store: Store) -> None:
     store.save(2)
     assert store.newest() == 2
     assert store.said == []
+
+
+def test_a_damaged_best_checkpoint_is_named_when_the_run_is_resumed_and_not_at_its_end(store: Store) -> None:
+    for update in (1, 2, 3):
+        store.save(update, best=1 if update < 3 else 2)
+    path = store.checkpoints.path(2) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert store.newest() == 1
+    assert "It is the best so far, without which update 3 can't go on." in store.said[0]
+
+
+def test_a_best_checkpoint_that_made_room_for_a_better_one_is_not_missed(tmp_path: Path) -> None:
+    store = Store(tmp_path, keep=2)
+    for update, best in ((1, 1), (2, 1), (3, 3)):
+        store.save(update, best)
+    (store.checkpoints.path(3) / "state.json").unlink()
+    assert store.checkpoints.updates() == [3, 2]
+    assert store.newest() == 2
+
+
+def test_a_checkpoint_of_something_else_is_one_message(store: Store) -> None:
+    folder = store.save(1)
+    (folder / "model.safetensors").write_bytes(b"no safetensors")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["model.safetensors"] = checkpoint.sha256_file(folder / "model.safetensors")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="is whole, but no checkpoint of this toolkit"):
+        store.checkpoints.read(1)
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_an_old_checkpoint_that_can_not_be_removed_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    store, real, calls = Store(tmp_path, keep=1), os.rename, 0
+    store.save(1)
+
+    def rename(source: Any, target: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:  # the first puts the new one in its place, the second takes the old one away
+            fail()
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(CheckpointError, match="No space left"):
+        store.save(2)
+    assert store.newest() == failing
