@@ -68,7 +68,7 @@ def measure(
 
 
 def kshot_rows(labels: np.ndarray, shots: int, draw: int) -> np.ndarray:
-    """MTEB's sample of `shots` rows a class, in its order; `draw` counts from 0.
+    """A sample of `shots` rows a class after MTEB's; `draw` counts from 0. Its published figure is not reached yet.
 
     One list of row indices is shuffled once for each draw, by RandomState(42), and walked from its start
     (mteb/abstasks/AbsTaskClassification.py, _undersample_data). A class with fewer rows gives all of them.

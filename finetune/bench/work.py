@@ -104,6 +104,10 @@ def run_job(table: Table, job: Job) -> dict[str, Any]:
         part = _fine_tuned(table, job, Path(temporary)) if job.row.method == "fine-tune" else _frozen(
             table, job, Path(temporary)
         )  # fmt: skip
+    # As the table names them: records are published, and where files lie on this machine is no part of a result.
+    part["config"]["data"]["source"] = job.column.data
+    if part["recipe"]["origin"] != "packaged":
+        part["recipe"]["origin"] = job.column.recipe or job.row.recipe
     record = {
         "key": job.key(table),
         "table": table.name,
@@ -134,6 +138,7 @@ def _fine_tuned(table: Table, job: Job, folder: Path) -> dict[str, Any]:
     metric = job.column.metric
     valid = record["metrics"]["valid"].get(metric, {}).get("value")
     adapter = [path.stat().st_size for path in (run / "adapter").rglob("*.safetensors")]
+    record["data"].pop("notes", None)  # they name files of this machine
     return {
         **{key: record[key] for key in ("recipe", "config", "data", "model", "versions", "commit", "hardware")},
         **{key: record[key] for key in ("precision", "updates", "best_update", "peak_rss_mb")},

@@ -58,6 +58,7 @@ def test_two_workers_share_a_table_and_a_lost_record_alone_is_made_again(tmp_pat
     assert {path.name for path in made.glob("*.json") if path.stat().st_mtime_ns == times[path.name]} == {
         name for name in before if name != lost
     }
+    assert not [path for path in made.glob("*.json") if str(tmp_path) in path.read_text("utf-8")]
     text = finetune(tmp_path, "bench", "show", "short.toml")
     assert "full" in text
     assert "not run" not in text
