@@ -40,7 +40,21 @@ class _FastDropout(TorchFunctionMode):
             return _dropout(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))
+        if func is torch.Tensor.backward:
+            # Modes are off while a function runs; activation checkpointing draws its masks again in the backward pass.
+            with self:
+                return _backward(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _backward(
+    tensor: torch.Tensor,
+    gradient: torch.Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Sequence[torch.Tensor] | None = None,
+) -> None:
+    torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:

@@ -15,7 +15,13 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add `finetune verify` to the command line."""
     from finetune.commands.run import add_settings
 
-    parser = subparsers.add_parser("verify", help="show that a killed and resumed run is exact", allow_abbrev=False)
+    parser = subparsers.add_parser(
+        "verify",
+        help="show that a killed and resumed run is exact",
+        epilog="Examples:\n  finetune verify resume bert_cls",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     what = parser.add_subparsers(metavar="WHAT", title="what is verified", required=True)
     resume = what.add_parser(
         "resume",

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from finetune.adapters import AdaLoRA, LoRA
+from finetune.config import TextClassificationData
 from finetune.errors import TrainingError
 from finetune.experiment import build_trainer
 from finetune.export import export, refuse_unequal
@@ -294,7 +295,7 @@ def test_a_model_saved_wrong_fails_the_run(tmp_path: Path) -> None:
 
     def damaged(model: Any, folder: Path) -> None:
         with torch.no_grad():
-            model.bert.pooler.dense.weight += 1e-3 * (folder.name == "model")
+            model.bert.pooler.dense.weight += 1e-3 * ("model" in folder.name)
         save(model, folder)
 
     trainer.fit()
@@ -418,7 +419,9 @@ def test_one_wrong_target_stops_before_anything_is_wrapped(tmp_path: Path) -> No
     from finetune.errors import ConfigError
 
     trainer = make_trainer(tmp_path)
-    recipe = SimpleNamespace(train=trainer.settings, adapter=LoRA(targets=["query", "quary"]))
+    recipe = SimpleNamespace(
+        train=trainer.settings, data=TextClassificationData(), adapter=LoRA(targets=["query", "quary"])
+    )
     before = [name for name, _ in trainer.task.model.named_modules()]
     with pytest.raises(ConfigError, match="'quary', which matches no module"):
         build_trainer(SimpleNamespace(recipe=recipe), trainer.task, trainer.accelerator)  # type: ignore[arg-type]

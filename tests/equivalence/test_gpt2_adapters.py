@@ -53,7 +53,12 @@ def base_model(tales: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 that gpt2_scratch trained for 100 updates on those."""
     folder = tmp_path_factory.mktemp("scratch")
     trainer = trainer_of(
-        "gpt2_scratch", folder, f"data.source={tales}", "train.max_updates=100", "train.eval_every_updates=100"
+        "gpt2_scratch",
+        folder,
+        f"data.source={tales}",
+        "data.valid_share=0.1",
+        "train.max_updates=100",
+        "train.eval_every_updates=100",
     )
     trainer.fit()
     losses = [line["loss"] for line in read_history(folder / "history.jsonl") if "loss" in line]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import shutil
 from pathlib import Path
@@ -210,7 +211,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_applied(tmp_path: 
     with pytest.raises(TrainingError, match=r"Update 2 has loss nan") as caught:
         trainer.fit()
     rows = [key.index for key in list(trainer.plan.updates())[1]]
-    assert str(rows[0]) in str(caught.value)
+    assert "nonfinite.json" in str(caught.value)
+    kept = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert (kept["update"], kept["loss"], kept["rows"]) == (2, "nan", rows)
+    assert kept["ids"] == [trainer.task.data.splits["train"]["id"][row] for row in rows]
     assert trainer.checkpoints.updates() == [1]
     assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
 
@@ -239,6 +243,7 @@ def test_activation_checkpointing_changes_no_number(tmp_path: Path) -> None:
     assert losses(tmp_path / "recomputed") == losses(tmp_path / "plain")
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # beside another on two cores
 def test_loader_workers_change_no_number(tmp_path: Path) -> None:
     settings = ("model.dropout=0.2", "train.max_updates=4", "train.micro_batch_size=3")
     make_trainer(tmp_path / "inside", *settings).fit()

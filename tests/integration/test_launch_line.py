@@ -299,7 +299,7 @@ def test_resume_refuses_what_changed(small: list[str], tmp_path: Path) -> None:
 def test_plan_says_what_a_run_costs(small: list[str], tmp_path: Path) -> None:
     done = finetune("plan", "bert_cls", *small, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"updates +12 of 32 rows", done.stdout)
+    assert re.search(r"updates +12 of 16 rows", done.stdout)
     assert re.search(r"training +about \d", done.stdout)
     assert re.search(r"memory +about \d", done.stdout)
     assert list(tmp_path.iterdir()) == []

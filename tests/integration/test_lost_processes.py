@@ -57,6 +57,8 @@ def started(line: str, recipe: Path | str, reviews: Path, run: Path) -> Iterator
             left.kill()
         process.kill()
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def workers(run: Path) -> list[psutil.Process]:

@@ -89,6 +89,7 @@ def test_list_names_every_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune("list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
+        "digits",
         "grimm_tales",
         "movie_dialogues",
         "movie_snippets",
