@@ -1,65 +1,46 @@
 """Dropout masks at a tenth of the price on CPUs: torch draws them one by one there, which is a quarter of a long step.
 
-A torch function mode, so that it serves every model without touching one: `F.dropout` (and with it `nn.Dropout`), and
-the dropout inside `scaled_dot_product_attention`, which torch computes step by step on CPUs anyway.
+It serves every model without touching one: `F.dropout` (and with it `nn.Dropout`), and the dropout inside
+`scaled_dot_product_attention`, which torch computes step by step on CPUs anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 # A mask element is 16 random bits against a threshold, so that a probability is met to 1 / 65,536.
 LEVELS = 2**16
+_TORCHS_DROPOUT, _TORCHS_ATTENTION = F.dropout, F.scaled_dot_product_attention
 
 
-def fast_dropout(device: torch.device, wanted: bool) -> AbstractContextManager[object]:
+@contextmanager
+def fast_dropout(device: torch.device, wanted: bool) -> Iterator[None]:
     """A context in which dropout on the CPU is cheap; nothing elsewhere, where torch's own is.
 
     Masks are keyed by torch's generator, as torch's own are: each takes one number from it, its seed. So what makes
     those a function of (seed, update, micro-shard) makes these one too, and activation checkpointing repeats them.
     """
-    return _FastDropout() if wanted and device.type == "cpu" else nullcontext()
-
-
-class _FastDropout(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is F.dropout:
-            return _dropout(*args, **(kwargs or {}))
-        if func is F.scaled_dot_product_attention:
-            return _attention(*args, **(kwargs or {}))
-        if func is torch.Tensor.backward:
-            # Modes are off while a function runs; activation checkpointing draws its masks again in the backward pass.
-            with self:
-                return _backward(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _backward(
-    tensor: torch.Tensor,
-    gradient: torch.Tensor | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    inputs: Sequence[torch.Tensor] | None = None,
-) -> None:
-    torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
+    if not wanted or device.type != "cpu":
+        yield
+        return
+    # Put in place by name: a torch function mode is off in a backward pass, where checkpointed layers run again.
+    before = F.dropout, F.scaled_dot_product_attention
+    F.dropout, F.scaled_dot_product_attention = _dropout, _attention
+    try:
+        yield
+    finally:
+        F.dropout, F.scaled_dot_product_attention = before
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     if not training or not 0 < p < 1 or inplace or input.dtype not in _BITS or input.numel() == 0:
-        return F.dropout(input, p, training, inplace)
+        return _TORCHS_DROPOUT(input, p, training, inplace)
     dropped: torch.Tensor = _Masked.apply(input, _keep(input.shape, p), 1 / (1 - p))
     return dropped
 
@@ -76,9 +57,7 @@ def _attention(
 ) -> torch.Tensor:
     """Softmax(query keyᵀ scale + mask), dropped out, times value; shapes [..., T, D] as torch has them."""
     if not dropout_p or enable_gqa or (is_causal and attn_mask is not None):
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return _TORCHS_ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if torch.is_autocast_enabled("cpu"):  # as torch does it: in low precision as a whole, softmax included
         low = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(low), key.to(low), value.to(low)

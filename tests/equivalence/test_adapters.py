@@ -420,7 +420,7 @@ def test_one_wrong_target_stops_before_anything_is_wrapped(tmp_path: Path) -> No
 
     trainer = make_trainer(tmp_path)
     recipe = SimpleNamespace(
-        train=trainer.settings, data=TextClassificationData(), adapter=LoRA(targets=["query", "quary"])
+        train=trainer.settings, data=TextClassificationData(source="x"), adapter=LoRA(targets=["query", "quary"])
     )
     before = [name for name, _ in trainer.task.model.named_modules()]
     with pytest.raises(ConfigError, match="'quary', which matches no module"):

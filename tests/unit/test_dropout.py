@@ -102,3 +102,16 @@ def test_off_is_torchs_own() -> None:
     torch.manual_seed(3)
     with fast_dropout(torch.device("meta"), True):
         assert torch.equal(F.dropout(x, 0.4), plain)
+
+
+def test_it_is_over_when_it_is_over() -> None:
+    before = F.dropout, F.scaled_dot_product_attention
+
+    def fail() -> None:
+        with fast_dropout(CPU, True):
+            assert before[0] is not F.dropout
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (F.dropout, F.scaled_dot_product_attention) == before
