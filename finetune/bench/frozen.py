@@ -68,14 +68,14 @@ def measure(
 
 
 def kshot_rows(labels: np.ndarray, shots: int, draw: int) -> np.ndarray:
-    """A sample of `shots` rows a class after MTEB's; `draw` counts from 0. Its published figure is not reached yet.
+    """A sample of `shots` rows a class as MTEB draws it; `draw` counts from 0.
 
-    One list of row indices is shuffled once for each draw, by RandomState(42), and walked from its start
-    (mteb/abstasks/AbsTaskClassification.py, _undersample_data). A class with fewer rows gives all of them.
+    One list of row indices is shuffled once more for each draw, each time by a new RandomState(42), and walked from its
+    start (mteb/abstasks/AbsTaskClassification.py, _undersample_data). A class with fewer rows gives all of them.
     """
-    state, order = np.random.RandomState(MTEB_SEED), np.arange(len(labels))
+    order = np.arange(len(labels))
     for _ in range(draw + 1):
-        state.shuffle(order)
+        np.random.RandomState(MTEB_SEED).shuffle(order)
     left = dict.fromkeys(np.unique(labels).tolist(), shots)
     chosen = []
     for row in order:

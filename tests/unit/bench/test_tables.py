@@ -201,8 +201,9 @@ def test_answers_come_back_from_their_packed_form(tmp_path: Path) -> None:
 
 def test_kshot_rows_are_mtebs() -> None:
     labels = np.random.default_rng(0).integers(0, 4, 200)
-    state, order, draws = np.random.RandomState(42), np.arange(200), []
-    for _ in range(3):  # as mteb has it: one list, shuffled on and on
+    order, draws = np.arange(200), []
+    for _ in range(3):  # as mteb has it: one list, shuffled on and on, by a state that begins anew
+        state = np.random.RandomState(42)
         state.shuffle(order)
         counter: dict[int, int] = {}
         draw = []
