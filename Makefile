@@ -7,6 +7,7 @@
 
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
+# Files go to workers in their order: the slow ones come first that way, and quick unit tests fill the end.
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,7 +41,7 @@ demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch finetune/run.py --recipe bert_cls
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Both go on where they were stopped; the records are in tests/integration/faults/results.
 faults: $(STAMP)
