@@ -62,7 +62,7 @@ def watched(accelerator: Accelerator, folder: Path, lost: Callable[[str], None])
     except BaseException as error:
         state = f"failed: {type(error).__name__}: {error}".splitlines()[0]
         # A broken connection is what the others see of a process that is gone: the message is about that one.
-        if isinstance(error, Exception) and (culprit := _culprit(beats, rank, world)) is not None:
+        if isinstance(error, RuntimeError) and (culprit := _culprit(beats, rank, world)) is not None:
             over.set()
             thread.join()
             _leave(culprit, rank, world, lost)
