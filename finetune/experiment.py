@@ -59,8 +59,9 @@ def run(options: RunOptions) -> int:
         seconds.stop("load_s")
         with (
             _recorded_failure(record),
-            watched(accelerator, folder, lambda problem: record.update(status="failed", problem=problem)),
+            # Outside of the watch: the launcher's SIGTERM must not end a process that is about to name a lost one.
             _stopped_by_signals(trainer),
+            watched(accelerator, folder, lambda problem: record.update(status="failed", problem=problem)),
         ):
             say(accelerator, f"{folder}: {_plan_line(trainer, record)}")
             for note in record.content["data"]["notes"]:
