@@ -24,6 +24,7 @@ WARM_UP_UPDATES, TIMED_UPDATES = 2, 8
 def print_plan(options: RunOptions) -> int:
     """Print what a run would do and cost; trains nothing and writes no run folder."""
     from finetune.experiment import build_trainer, open_run
+    from finetune.frozen_features import reuses_features
 
     loaded, accelerator, precision, threads = open_run(options)
     task = loaded.build()
@@ -46,7 +47,11 @@ def print_plan(options: RunOptions) -> int:
         lines.append(("padding", f"{with_buckets:.1%} of the tokens computed ({without:.1%} without length buckets)"))
     lines += [("note", note) for note in (*task.data.notes, *task.notes)]
     seconds_per_token = _seconds_per_token(trainer)
-    work = sum(_computed_tokens(keys, plan, lengths) for keys in plan.updates())
+    once = reuses_features(trainer)
+    updates = itertools.islice(plan.updates(), plan.updates_per_epoch if once else None)
+    work = sum(_computed_tokens(keys, plan, lengths) for keys in updates)
+    if once:
+        lines.append(("encoder", "frozen: it runs once over the rows, and every epoch trains the head on its output"))
     lines += [
         ("training", f"about {_duration(seconds_per_token * work)}, from {TIMED_UPDATES} timed updates"),
         ("memory", f"about {peak_rss_mb() / 1024:.1f} GiB of {psutil.virtual_memory().total / 2**30:.0f} GiB"),

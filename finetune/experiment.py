@@ -46,6 +46,7 @@ def run(options: RunOptions) -> int:
         print(f"{options.resume} is completed already; nothing is left to resume.")
         return 0
 
+    from finetune.frozen_features import reused_features
     from finetune.launch import say
     from finetune.watch import watched
 
@@ -69,7 +70,8 @@ def run(options: RunOptions) -> int:
             baselines = task.baselines(accelerator) if task.baselines else []
             samples = task.samples(task.model) if task.samples and accelerator.is_main_process else []
             seconds.stop("baselines_s")
-            before, progress = trainer.fit(resume=options.resume is not None)
+            with reused_features(trainer):
+                before, progress = trainer.fit(resume=options.resume is not None)
             seconds.stop("train_s")
             done_s = max(seconds.values["train_s"], 1e-9)
             speed = {"examples_per_s": round((progress.rows - before.rows) / done_s, 1)}

@@ -74,6 +74,15 @@ class AugmentedRows:
 
     lengths = None
 
+    @property
+    def fixed(self) -> bool:
+        """Whether nothing varies them, so that they are the same in every epoch."""
+        return self.settings == type(self.settings)()
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.rows.labels
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -26,6 +26,9 @@ class Frozen(Adapter):
     """Only the head is trained; the encoder keeps its weights, its dropout off and its BatchNorm statistics."""
 
     name: Literal["frozen"] = "frozen"
+    reuse_features: bool = True
+    """Compute the encoder's output once and train the head on it; false runs the encoder in every epoch, for the same
+    result up to rounding."""
 
     def check(self, task: Task, total_updates: int) -> None:
         if not task.head_modules:

@@ -32,6 +32,7 @@ class ImageRows:
     size: int
 
     lengths = None
+    fixed = True  # the same in every epoch
 
     def __len__(self) -> int:
         return len(self.labels)

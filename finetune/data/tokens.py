@@ -41,6 +41,8 @@ class TokenRows:
     truncated: np.ndarray
     labels: np.ndarray | None = None
 
+    fixed = True  # the same in every epoch
+
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
