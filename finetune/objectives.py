@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -88,12 +89,14 @@ def chunked_losses(
         counted_N[0] |= ~counted_N.any()  # something must go through, or DDP would wait for the head's gradient
         hidden_ND, targets_N = hidden_ND[counted_N], targets_N[counted_N]
 
-    def losses_N(hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    def of_chunk(hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(head(hidden_ND).float(), targets_N, ignore_index=-100, reduction="none")
 
     chunks = list(zip(hidden_ND.split(rows), targets_N.split(rows), strict=True))
+    at_once = hidden_ND.requires_grad and not any(parameter.requires_grad for parameter in head.parameters())
+    losses_N = _gradient_at_once(of_chunk) if at_once else of_chunk
     # A single chunk is all that stands in memory anyway, and is not computed twice for it.
-    again = torch.is_grad_enabled() and len(chunks) > 1
+    again = torch.is_grad_enabled() and len(chunks) > 1 and not at_once
     losses: Any = [checkpoint(losses_N, *chunk, use_reentrant=False) if again else losses_N(*chunk) for chunk in chunks]
     found_N = torch.cat(losses)
     if not everything:
@@ -101,6 +104,33 @@ def chunked_losses(
             counted_N, found_N
         )
     return found_N.view(targets_BT.shape)
+
+
+def _gradient_at_once(
+    losses_N: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """`losses_N` whose gradient in hidden_ND is computed along with it, so that no logits are computed a second time.
+
+    A token's loss depends on its own hidden state alone, so what comes back later is one factor a token. Only for a
+    head that isn't trained: its own gradient would need those factors first.
+    """
+
+    class AtOnce(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                again_ND = hidden_ND.detach().requires_grad_()
+                found_N = losses_N(again_ND, targets_N)
+                (gradient_ND,) = torch.autograd.grad(found_N.sum(), again_ND)
+            ctx.save_for_backward(gradient_ND)
+            return found_N.detach()
+
+        @staticmethod
+        def backward(ctx: Any, factors_N: torch.Tensor) -> tuple[torch.Tensor, None]:
+            (gradient_ND,) = ctx.saved_tensors
+            return (gradient_ND * factors_N[:, None]).to(gradient_ND.dtype), None
+
+    return lambda hidden_ND, targets_N: cast(torch.Tensor, AtOnce.apply(hidden_ND, targets_N))
 
 
 def output_head(model: torch.nn.Module) -> torch.nn.Module:

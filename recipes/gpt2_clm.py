@@ -41,7 +41,7 @@ SMOLLM2 = (
 def config() -> Recipe:
     return Recipe(
         model=ModelSettings(name=SMOLLM2),
-        data=PlainTextData(source="grimm_tales", block_tokens=512),
+        data=PlainTextData(source="grimm_tales", block_tokens=256),
         objective=LanguageModelObjective(
             prompts=["Once upon a time there was a", "The king said to his daughter:", "The capital of France is"]
         ),

@@ -53,6 +53,10 @@ def lora_on_the_head() -> torch.nn.Module:
     return model
 
 
+def lora_below_a_frozen_head() -> torch.nn.Module:
+    return get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+
+
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, VOCABULARY, (3, 21), generator=generator)
@@ -66,7 +70,7 @@ def whole(model: torch.nn.Module, ids: torch.Tensor, targets: torch.Tensor) -> t
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks by the old name
-@pytest.mark.parametrize("make", [gpt2, llama, lora_on_the_head])
+@pytest.mark.parametrize("make", [gpt2, llama, lora_on_the_head, lora_below_a_frozen_head])
 @pytest.mark.parametrize("chunk", [1, VOCABULARY * 7, 1 << 24])
 def test_chunks_equal_the_whole_in_value_and_every_gradient(make: object, chunk: int) -> None:
     ids, targets = batch()
@@ -172,3 +176,21 @@ def test_peak_memory_is_a_fraction() -> None:
     )
     assert at_once > 192  # the logits once, of what one process needs more than it ever did before
     assert chunked < 0.6 * at_once
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_below_a_frozen_head_every_token_has_a_weight_of_its_own_and_logits_are_made_once() -> None:
+    ids, targets = batch()
+    weights = torch.rand(targets.shape, generator=torch.Generator().manual_seed(2))
+    ours, theirs = lora_below_a_frozen_head(), lora_below_a_frozen_head()
+    calls = []
+    ours.base_model.model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    (token_losses(ours, ids, targets, VOCABULARY * 7) * weights).sum().backward()
+    logits = theirs(input_ids=ids).logits.float()
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    (losses * weights).sum().backward()
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if other.grad is not None:
+            assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-7), name
+    counted = int((targets != -100).sum())
+    assert len(calls) == -(-counted // 7) + 1  # each chunk once, and what the model itself goes on with
