@@ -13,10 +13,12 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Predict with a run's exported model: one text after --text, or every row of a file.\n"
         "Probabilities come with each prediction. A file keeps its columns; prediction and probability are added.\n"
         "A run on pairs of texts takes --text-pair after each --text; a tagger adds `entities`.\n"
+        "A masked language model fills the mask tokens of each text; `masks` is added.\n"
         "A language model goes on from each text instead, with the run's seed; `generated` is added;\n"
         "one that was tuned on conversations answers each text.",
         epilog='Examples:\n  finetune predict runs/latest --text "A dull, clumsy film."\n'
         "  finetune predict runs/latest --file new.csv --out labelled.csv\n"
+        '  finetune predict runs/latest --text "Once there was a [MASK]."\n'
         "  finetune predict runs/latest --image new/1.jpg --image new/2.jpg\n"
         '  finetune predict runs/latest --text "Once upon a time" --max-new-tokens 200',
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -38,7 +40,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from finetune.inference import predict
+    from finetune.inference.command import predict
 
     given = (arguments.run, arguments.text, arguments.file, arguments.out, arguments.column)
     more = {"pairs": arguments.text_pair, "pair_column": arguments.column_pair, "images": arguments.image}

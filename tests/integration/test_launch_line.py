@@ -139,7 +139,7 @@ def test_a_stranger_loads_the_model_and_gets_the_same_logits_to_the_bit(finished
     import torch
 
     from finetune.data.tokens import pad_tokens
-    from finetune.inference import TextClassifier
+    from finetune.inference.texts import TextClassifier
 
     text = "A gorgeous, witty, seductive movie."
     done = subprocess.run(
@@ -148,7 +148,7 @@ def test_a_stranger_loads_the_model_and_gets_the_same_logits_to_the_bit(finished
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     stranger = json.loads(done.stdout)
-    classifier = TextClassifier(finished)
+    classifier = TextClassifier(finished, record_of(finished))
     batch = pad_tokens([{"input_ids": classifier.tokenizer(text)["input_ids"]}], classifier.tokenizer.pad_token_id)
     with torch.inference_mode():
         ours = classifier.model(**batch).logits

@@ -162,6 +162,36 @@ def test_predict_finds_entities(runs: Runs, tmp_path: Path, capsys: pytest.Captu
     assert json.loads((tmp_path / "out.jsonl").read_text())["entities"] == entities
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_predict_fills_masks(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import pipeline
+
+    run = runs("bert_mlm")
+    texts = ["The king had a [MASK].", "[MASK] upon a time there was a little [MASK] who lived in the forest."]
+    fill = pipeline("fill-mask", str(run / "model"), top_k=5)
+    theirs = [fill(texts[0]), *fill(texts[1])]  # of two masks a list each
+    (tmp_path / "in.csv").write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
+    assert main(["predict", str(run), "--file", str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv")]) == 0
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        rows = [json.loads(row["masks"]) for row in csv.DictReader(file)]
+    assert [len(masks) for masks in rows] == [1, 2]
+    for mask, expected in zip([mask for masks in rows for mask in masks], theirs, strict=True):
+        assert [filled["token"] for filled in mask["tokens"]] == [filled["token_str"] for filled in expected]
+        found = [filled["probability"] for filled in mask["tokens"]]
+        assert found == pytest.approx([filled["score"] for filled in expected], abs=2e-6)
+    capsys.readouterr()
+    assert main(["predict", str(run), "--text", texts[1]]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["text"] == texts[1]
+    assert [texts[1][mask["start"] : mask["end"]] for mask in answer["masks"]] == ["[MASK]", "[MASK]"]
+    for text, problem in (
+        ("The king slept.", "has no [MASK] to fill"),
+        ("[MASK] " * 80, "the model was trained on 64"),
+    ):
+        assert main(["predict", str(run), "--text", text]) == 2
+        assert problem in capsys.readouterr().err
+
+
 def test_bert_cls_starts_from_what_was_pretrained_further(runs: Runs) -> None:
     import torch
     from safetensors.torch import load_file

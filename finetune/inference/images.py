@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+import finetune.cifar_resnet  # noqa: F401  makes its architecture known to the auto classes
 from finetune.data.batching import RowKey
 from finetune.data.image_decoding import BrokenImage, decode, resized
 from finetune.data.images import centre
 from finetune.errors import DataError
 from finetune.evaluation.predict import predict_rows
 from finetune.image_classification import image_size, normalised
-from finetune.inference import labels_of, loaded, named, own_accelerator
+from finetune.inference.exported import labels_of, loaded, named, own_accelerator
 
 MAX_MEGAPIXELS = 64.0
 
@@ -25,7 +26,7 @@ class ImageClassifier:
         folder: what relative paths start from.
 
     Raises:
-        ConfigError: the run has no finished model, or its labels are not the record's.
+        ConfigError: the model can't be loaded, or its labels are not the record's.
     """
 
     added: tuple[str, ...] = ("prediction", "probability")

@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.data.windows import make_windows, pad_windows
 from finetune.evaluation.predict import predict_rows
-from finetune.inference import load_exported, own_accelerator
+from finetune.inference.exported import load_exported, own_accelerator
 from finetune.token_classification import WORD, entities_of, tags_of_tokens
 
 

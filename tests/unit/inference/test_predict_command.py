@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finetune.errors import ConfigError
-from finetune.inference import predict
+from finetune.inference.command import predict
 
 pytestmark = pytest.mark.unit
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import ConfigError, DataError
-from finetune.prediction_files import KINDS, check_out, read_rows, write_rows
+from finetune.inference.files import KINDS, check_out, read_rows, write_rows
 
 pytestmark = pytest.mark.unit
 

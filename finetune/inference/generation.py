@@ -1,0 +1,41 @@
+"""`finetune predict` for language models: what they write after a text, or answer to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetune.chat import answer
+from finetune.inference.exported import loaded, own_accelerator
+from finetune.language_modeling import generate
+
+NEW_TOKENS = 100
+
+
+class TextGenerator:
+    """A run's exported language model, in fp32: what it goes on with after a text, sampled with the run's seed.
+
+    Raises:
+        ConfigError: the model can't be loaded.
+    """
+
+    added: tuple[str, ...] = ("generated",)
+
+    def __init__(self, run: Path, record: dict[str, Any], tokens: int | None = None) -> None:
+        self.tokens, self.seed = tokens or NEW_TOKENS, record["seed"]
+        data = record["config"].get("data", {})
+        # A run on conversations answers; another goes on from the text as it stands.
+        self.chat = "response" in data
+        self.text_column = data.get("prompt" if self.chat else "text")
+        self.tokenizer, self.model = loaded(run / "model", "AutoModelForCausalLM")
+        self.model.to(own_accelerator().device)
+
+    def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
+        """What follows each text, in order; of a chat model its answer to each."""
+        if self.chat:
+            asked = [[{"role": "user", "content": text}] for text in texts]
+            return [
+                {"generated": answer(self.model, self.tokenizer, messages, self.tokens, self.seed)[0]}
+                for messages in asked
+            ]
+        return [{"generated": generate(self.model, self.tokenizer, text, self.tokens, self.seed)} for text in texts]
