@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,17 @@ import torch
 from finetune.data.sources import ModelFiles, resolve_model
 from finetune.errors import ConfigError, SourceError
 from finetune.image_settings import ImageModelSettings
-from finetune.models import load_pretrained, random_weights, set_dropout
+from finetune.models import head_modules, load_pretrained, random_weights, set_dropout
 from finetune.randomness import seed_torch
+from finetune.timm_models import (
+    TimmEncoder,
+    TimmPreprocessing,
+    check_timm,
+    is_timm,
+    timm_config,
+    timm_errors,
+    timm_heads,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,13 +59,18 @@ def resolve_image_model(settings: ImageModelSettings) -> ModelFiles:
         if name == EFFICIENTNET_LITE0:
             return image_conversion.efficientnet_lite0()
         return image_conversion.torchvision_model(name.removeprefix(TORCHVISION), settings.weights)
-    return resolve_model(name, settings.revision)
+    files = resolve_model(name, settings.revision)
+    if is_timm(files.path):
+        check_timm(files.path, name)
+    return files
 
 
 def own_architecture(model: torch.nn.Module) -> list[str]:
     """A note where plain transformers can't load what is saved."""
     if type(model).__module__ == "finetune.cifar_resnet":
         return ["plain transformers has no ResNet for CIFAR: model/ loads after `import finetune.cifar_resnet`"]
+    if hasattr(model, "timm_model"):
+        return ["the model is one of timm's: model/ loads where timm is installed besides transformers"]
     return []
 
 
@@ -64,21 +79,23 @@ def load_processor(files: ModelFiles) -> Any:
 
     Raises:
         SourceError: the folder has none that loads.
+        ConfigError: it is timm's and does what can't be followed.
     """
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
         raise SourceError(
             f"model.name={files.name} needs what is not installed: {_first_line(error)}",
-            "Name a model that transformers runs by itself; models of timm are not supported yet.",
+            "Name a model that transformers runs by itself.",
         ) from None
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(
             f"model.name={files.name} has no image processor that loads: {_first_line(error)}",
             "Use a model folder that holds preprocessor_config.json.",
         ) from None
+    return TimmPreprocessing(processor, files.name) if is_timm(files.path) else processor
 
 
 def load_image_model(
@@ -99,35 +116,46 @@ def load_image_model(
     import finetune.cifar_resnet  # noqa: F401  makes its architecture known to the auto classes
     from finetune.text_classification import label_maps
 
-    maps = label_maps(labels)
+    timm = is_timm(files.path)
+    maps = label_maps(labels) | (timm_config(files.path) if timm else {})
     found = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
     seed_torch(seed, "head")
     if not settings.pretrained:
         config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False, **maps)
         if settings.dropout is not None:
             set_dropout(config, settings.dropout, files.name)
-        model = AutoModelForImageClassification.from_config(config).float().train()
+        with timm_errors(files.name) if timm else nullcontext():
+            model = AutoModelForImageClassification.from_config(config).float().train()
         return model, random_weights(config, seed), []
-    model, new = load_pretrained(
-        AutoModelForImageClassification,
-        files,
-        dropout=settings.dropout,
-        new_modules=("classifier",),
-        replaceable=True,
-        **maps,
-    )
+    with timm_errors(files.name) if timm else nullcontext():
+        model, new = load_pretrained(
+            AutoModelForImageClassification,
+            files,
+            dropout=settings.dropout,
+            new_modules=timm_heads if timm else ("classifier",),
+            replaceable=True,
+            **maps,
+        )
     if new or [str(name) for _, name in sorted(found.id2label.items())] != list(labels):
         new = sorted({*new, *_reset_head(model, seed)})
     return model, files, new
 
 
+def image_head(model: PreTrainedModel) -> list[str]:
+    """Names of the modules that every adapter trains."""
+    return list(timm_heads(model)) if hasattr(model, "timm_model") else head_modules(model, [])
+
+
+def image_encoder(model: PreTrainedModel) -> torch.nn.Module:
+    """The model without its head, whose `pooler_output` is what the head sees."""
+    return TimmEncoder(model) if hasattr(model, "timm_model") else model.base_model
+
+
 def _reset_head(model: PreTrainedModel, seed: int) -> list[str]:
     """Give the head new weights: a trained one for other classes of the same number would pass unnoticed."""
-    from finetune.models import head_modules
-
     seed_torch(seed, "head")
     names = []
-    for head in head_modules(model, []):
+    for head in image_head(model):
         for inner, module in model.get_submodule(head).named_modules():
             if isinstance(module, torch.nn.Linear):
                 module.reset_parameters()

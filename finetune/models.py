@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def load_pretrained(
     files: ModelFiles,
     *,
     dropout: float | None = None,
-    new_modules: tuple[str, ...] = (),
+    new_modules: tuple[str, ...] | Callable[[PreTrainedModel], tuple[str, ...]] = (),
     replaceable: bool = False,
     **config: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
@@ -57,6 +58,7 @@ def load_pretrained(
         auto_class: a transformers auto class, for example AutoModelForSequenceClassification.
         dropout: every dropout probability of the configuration; None keeps them.
         new_modules: modules that may be missing in the weights (a new head); anything else missing is refused.
+            A function says it of the model, where names differ by architecture.
         replaceable: weights of `new_modules` for another number of classes are replaced by new ones.
         config: attributes of the model's configuration, for example id2label.
 
@@ -88,6 +90,8 @@ def load_pretrained(
             f"model.name={files.name} can't be loaded as {auto_class.__name__}: {_first_line(error)}",
             "Name a model of that kind, or a folder with config.json and model.safetensors.",
         ) from None
+    if callable(new_modules):
+        new_modules = new_modules(model)
     mismatched = [str(name[0] if isinstance(name, tuple) else name) for name in (info.get("mismatched_keys") or [])]
     wrong = [name for name in mismatched if not (replaceable and name.startswith(new_modules))]
     missing = sorted({*info["missing_keys"], *(name for name in mismatched if name not in wrong)})

@@ -4,7 +4,8 @@
     accelerate launch finetune/run.py --recipe resnet_img --data photos/ --set model.name=efficientnet_lite0
 
 Model     letters_resnet (0.3 M parameters, comes along, pretrained on letters by resnet_pretrain); others with
-          --set model.name=microsoft/resnet-18, torchvision/resnet50, efficientnet_lite0 or a folder
+          --set model.name=microsoft/resnet-18, timm/resnet18.a1_in1k (with timm installed), torchvision/resnet50,
+          efficientnet_lite0 or a folder
 Data      digits: scikit-learn's handwritten digits, 10 images a class for training; or your own with --data: a folder
           of class folders, a table of paths and labels, a hub id
 Hardware  2 CPU cores, or one; any GPU that torch sees
@@ -30,9 +31,15 @@ from finetune.image_classification import (
     normalised,
     save_image_model,
 )
-from finetune.image_models import load_image_model, load_processor, own_architecture, resolve_image_model
+from finetune.image_models import (
+    image_encoder,
+    image_head,
+    load_image_model,
+    load_processor,
+    own_architecture,
+    resolve_image_model,
+)
 from finetune.image_settings import ImageData, ImageModelSettings, ImageObjective
-from finetune.models import head_modules
 from finetune.objectives import cross_entropy_sum, target_count
 from finetune.task import Rows, Task
 
@@ -80,12 +87,12 @@ def build(recipe: ImageRecipe) -> Task:
         outputs=lambda model, batch: logits_BC(model, batch).float().softmax(-1),
         logits=logits_BC,
         judge=ClassificationJudge({name: some.labels for name, some in images.items()}, data.labels, seed),
-        baselines=image_baselines(data, images, model.base_model, collate, seed)
+        baselines=image_baselines(data, images, image_encoder(model), collate, seed)
         if recipe.objective.baselines
         else None,
         save=save_image_model(processor),
         load=AutoModelForImageClassification.from_pretrained,
-        head_modules=head_modules(model, new),
+        head_modules=image_head(model),
         target_modules=("all-conv",),
         notes=own_architecture(model) + ([f"new weights, initialised from the seed: {', '.join(new)}"] if new else []),
     )

@@ -15,6 +15,7 @@ from finetune.errors import DataError
 from finetune.evaluation.predict import predict_rows
 from finetune.image_classification import image_size, normalised
 from finetune.inference.exported import labels_of, loaded, named, own_accelerator
+from finetune.timm_models import TimmPreprocessing, check_timm, is_timm
 
 MAX_MEGAPIXELS = 64.0
 
@@ -36,7 +37,12 @@ class ImageClassifier:
         config = record["config"].get("data", {})
         self.text_column = config.get("image")
         self.max_megapixels = float(config.get("max_megapixels", MAX_MEGAPIXELS))
+        timm = is_timm(run / "model")
+        if timm:
+            check_timm(run / "model", str(run / "model"))
         self.processor, self.model = loaded(run / "model", "AutoModelForImageClassification", "AutoImageProcessor")
+        if timm:
+            self.processor = TimmPreprocessing(self.processor, str(run / "model"))
         self.labels = labels_of(self.model, record, run / "model")
 
     def __call__(self, paths: list[str]) -> list[dict[str, Any]]:
