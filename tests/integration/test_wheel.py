@@ -70,6 +70,21 @@ def test_every_module_of_the_checkout_is_in_the_wheel(wheel: Path) -> None:
     assert modules <= set(zipfile.ZipFile(wheel).namelist())
 
 
+def test_the_pretrained_weights_are_inside_and_load(wheel: Path, installed: Path, tmp_path: Path) -> None:
+    pretrained = {path.relative_to(ROOT).as_posix() for path in (ROOT / "finetune" / "pretrained").rglob("*.*")}
+    assert len(pretrained) >= 5
+    assert pretrained <= set(zipfile.ZipFile(wheel).namelist())
+    code = (
+        "from finetune.image_models import *; from finetune.image_settings import ImageModelSettings as S;"
+        "s = S(name='builtin:letters_resnet'); f = resolve_image_model(s);"
+        "m, _, new = load_image_model(f, s, tuple('01'), 0); print(f.path, new)"
+    )
+    done = run(installed, tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(installed / "finetune" / "pretrained"))
+    assert "classifier.1.weight" in done.stdout
+
+
 def test_the_installed_package_is_the_wheel_and_not_the_checkout(installed: Path, tmp_path: Path) -> None:
     done = run(installed, tmp_path, "-c", "import finetune; print(finetune.__file__)")
     assert Path(done.stdout.strip()) == installed / "finetune" / "__init__.py", done.stderr
