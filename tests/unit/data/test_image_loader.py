@@ -121,6 +121,17 @@ def test_broken_images_are_refused_or_left_out_aloud(folder: Callable[..., Path]
     assert any("Thumbs.db" in note for note in data.notes)
 
 
+def test_images_above_the_pixel_cap_are_named_or_left_out(folder: Callable[..., Path]) -> None:
+    root = folder()
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(root / "a" / "large.png")
+    capped = {"source": str(root), "max_megapixels": 0.002}
+    with pytest.raises(DataError, match=r"1 of 121 images are broken: .*large\.png: its header says 60 x 40 pixels"):
+        load_images(ImageData(**capped), SMALL)
+    data, rows = load_images(ImageData(**capped, skip_broken=True), SMALL)
+    assert sum(map(len, rows.values())) == 120
+    assert any("1 of 121 images are broken" in note for note in data.notes)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
