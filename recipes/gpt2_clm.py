@@ -12,7 +12,7 @@ Expected  not measured yet in a whole run, and the learning rate is not tuned
 
 from transformers import AutoModelForCausalLM
 
-from finetune.config import LanguageModelObjective, ModelSettings, PlainTextData, TrainSettings
+from finetune.config import ModelSettings, TrainSettings
 from finetune.data.blocks import pad_blocks
 from finetune.data.loader import load_data
 from finetune.data.sources import resolve_model
@@ -27,6 +27,7 @@ from finetune.language_modeling import (
     save_language_model,
     usable_losses,
 )
+from finetune.language_settings import LanguageModelObjective, PlainTextData
 from finetune.models import load_pretrained, load_tokenizer
 from finetune.objectives import next_token_count
 from finetune.recipe import Recipe

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from finetune.config import LanguageModelObjective, ModelSettings, PlainTextData, TrainSettings
+from finetune.config import ModelSettings, TrainSettings
 from finetune.data.blocks import RandomBlocks, pad_blocks
 from finetune.data.characters import character_tokenizer
 from finetune.data.loader import load_data
@@ -30,6 +30,7 @@ from finetune.language_modeling import (
     sampler,
     save_language_model,
 )
+from finetune.language_settings import LanguageModelObjective, PlainTextData
 from finetune.models import random_weights, set_dropout
 from finetune.objectives import next_token_count, token_losses
 from finetune.randomness import seed_torch

@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from finetune.adapters import LoRA
 from finetune.chat import answer_losses, answerer
-from finetune.config import ConversationData, ConversationObjective, ModelSettings, TrainSettings
+from finetune.config import ModelSettings, TrainSettings
 from finetune.data.blocks import pad_blocks
 from finetune.data.conversations import load_conversations, tokenize_conversations, use_template
 from finetune.data.sources import resolve_model
 from finetune.evaluation.language import AnswerJudge
 from finetune.language_modeling import before_training, probe_logits, save_language_model, usable_losses
+from finetune.language_settings import ConversationData, ConversationObjective
 from finetune.models import load_pretrained, load_tokenizer
 from finetune.objectives import next_token_count
 from finetune.recipe import Recipe

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from finetune.config import ConversationData, DataSettings
+from finetune.config import DataSettings
 from finetune.data.batching import RowKey
 from finetune.data.blocks import IGNORE
 from finetune.data.loader import LoadedData, load_data
@@ -18,6 +18,7 @@ from finetune.data.plan import make_plan
 from finetune.data.readers import open_table
 from finetune.data.splits import SPLITS, first_in_hash_order, split_hash
 from finetune.errors import ConfigError, DataError
+from finetune.language_settings import ConversationData
 
 if TYPE_CHECKING:
     import datasets
@@ -76,6 +77,16 @@ def load_conversations(settings: DataSettings) -> LoadedData:
         ConfigError: both are named.
     """
     assert isinstance(settings, ConversationData)
+    return _fewer_to_judge(load_data(settings, conversation_roles(settings)), settings.max_eval_rows)
+
+
+def conversation_roles(settings: ConversationData) -> dict[str, str | None]:
+    """`messages`, or `prompt` and `response`, whichever the data has, with the columns that are named.
+
+    Raises:
+        DataError: the data is not there.
+        ConfigError: both are named.
+    """
     named = {"prompt": settings.prompt, "response": settings.response}
     if settings.messages is not None and any(named.values()):
         raise ConfigError("data.messages does not go with data.prompt and data.response.", "Name one or the other.")
@@ -83,8 +94,7 @@ def load_conversations(settings: DataSettings) -> LoadedData:
     columns = plan.card.block.columns if plan.card else open_table(plan.files[0][1], plan.format).columns
     usual = any(column.strip().casefold() in ("messages", "conversation", "conversations") for column in columns)
     whole = settings.messages is not None or (usual and not any(named.values()))
-    data = load_data(settings, {"messages": settings.messages} if whole else named)
-    return _fewer_to_judge(data, settings.max_eval_rows)
+    return {"messages": settings.messages} if whole else named
 
 
 def conversation(row: Mapping[str, Any]) -> list[Message]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import DataSettings
+from finetune.data.dealing import SMALL_SPLIT
 from finetune.data.image_cache import Decoded, Resizing, decode_all
 from finetune.data.image_sources import ImageSource, find_images
 from finetune.data.images import ImageRows
@@ -18,7 +19,6 @@ from finetune.data.labels import LabelCoder
 from finetune.data.loader import LoadedData
 from finetune.data.problems import Problems
 from finetune.data.splits import DROPPED, SPLITS, TEST, TRAIN, VALID, assign, first_in_hash_order
-from finetune.data.staging import SMALL_SPLIT
 from finetune.errors import DataError
 from finetune.image_settings import ImageData
 

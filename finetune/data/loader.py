@@ -17,6 +17,7 @@ from finetune.config import DataSettings
 from finetune.data import (
     arrow_splits,
     columns,
+    dealing,
     file_kinds,
     labels,
     readers,
@@ -38,7 +39,7 @@ from finetune.files import sha256_file, sync_file, sync_folder, whole_file
 
 # The modules that decide what rows a file gives. Their text is part of every key: a version number that a person has to
 # raise was forgotten once, and a table kept by older code then passed for today's.
-READING = (arrow_splits, columns, file_kinds, labels, readers, scores, splits, staging, tables, tagged, texts)
+READING = (arrow_splits, columns, dealing, file_kinds, labels, readers, scores, splits, staging, tables, tagged, texts)
 META = "meta.json"
 
 

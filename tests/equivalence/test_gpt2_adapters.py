@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from finetune.checkpoint import Checkpoints
-from finetune.config import PlainTextData
 from finetune.data.loader import load_data
 from finetune.experiment import build_trainer
 from finetune.export import export, refuse_unequal
 from finetune.history import History, read_history
+from finetune.language_settings import PlainTextData
 from finetune.recipe import load_recipe, override
 from finetune.trainer import Trainer
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from finetune.config import PlainTextData, TextClassificationData
+from finetune.config import TextClassificationData
 from finetune.data.card import card_names, load_card
 from finetune.data.checks import check_data, measure
 from finetune.data.loader import load_data
+from finetune.language_settings import PlainTextData
 
 pytestmark = pytest.mark.integration
 

@@ -14,8 +14,8 @@ import pyarrow.parquet
 import pytest
 
 from finetune.cli import main
-from finetune.config import PlainTextData
 from finetune.data.loader import load_data
+from finetune.language_settings import PlainTextData
 from tests.integration.test_launch_line import TWO, finetune, fresh_accelerate, launch, losses, record_of
 
 __all__ = ["fresh_accelerate"]  # a fixture

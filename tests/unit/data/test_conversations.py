@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from toy_data import card, put
 
-from finetune.config import ConversationData
 from finetune.data.batching import RowKey
 from finetune.data.blocks import IGNORE
 from finetune.data.characters import END, character_tokenizer
 from finetune.data.conversations import chat_rows, load_conversations, refuse_lost, use_template
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.language import AnswerJudge
+from finetune.language_settings import ConversationData
 
 pytestmark = pytest.mark.unit
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from toy_data import csv, put
 
-from finetune.config import PlainTextData, TextClassificationData
+from finetune.config import TextClassificationData
 from finetune.data.loader import LoadedData, load_data
 from finetune.errors import DataError
+from finetune.language_settings import PlainTextData
 
 pytestmark = pytest.mark.unit
 
