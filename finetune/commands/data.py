@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from finetune.errors import ConfigError, FinetuneError, SourceError
+from finetune.errors import ConfigError, FinetuneError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from finetune.config import TextClassificationData
-    from finetune.data.checks import CheckReport
-    from finetune.image_settings import ImageData
 
-DEFAULT_RECIPE = "bert_cls"
 _RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -37,18 +31,20 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="rows, labels, duplicates, conflicts, leaks, lengths, and every problem with its line",
         description=(
             "Read data as a run would, but count problems instead of stopping at the first.\n"
+            "What rows are (texts, pairs of texts, words with tags, conversations, images) shows in the columns, or\n"
+            "--recipe says it, with that recipe's data settings.\n"
             "Exit status: 0 when it can be trained on, 1 when there are problems, 2 when it can't be read."
         ),
-        epilog="Example:\n  finetune data check reviews.csv --set data.text=review --set data.label=stars --json",
+        epilog="Examples:\n  finetune data check reviews.csv --set data.text=review --set data.label=stars --json\n"
+        "  finetune data check pairs.csv --recipe bert_pair --set objective.kind=regression",
         formatter_class=_RAW,
     )
     _source_arguments(check)
+    check.add_argument("--recipe", metavar="NAME", help="read the data as this recipe does; a name or a path")
+    check.add_argument("--model", metavar="NAME", help="whose tokens to count (default: the recipe's)")
     check.add_argument(
-        "--model",
-        metavar="NAME",
-        help=f"whose tokens to count (default: {DEFAULT_RECIPE}'s)",
+        "--max-tokens", metavar="N", type=int, help="limit whose truncation is reported (default: data.max_tokens)"
     )
-    check.add_argument("--max-tokens", metavar="N", type=int, help="limit whose truncation is reported (default: 256)")
     check.add_argument("--json", action="store_true", help="print the report as JSON")
     check.set_defaults(call=_check)
     card = commands.add_parser(
@@ -128,61 +124,9 @@ def _roles(settings: TextClassificationData) -> dict[str, str | None]:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from finetune.data.checks import check_data, token_lengths
-    from finetune.data.image_checks import check_images, is_images
+    from finetune.commands.data_check import check
 
-    if is_images(args.path):
-        return _check_images(args, check_images)
-    settings = _settings(args)
-    limit = args.max_tokens if args.max_tokens is not None else settings.max_tokens
-    if limit < 1:
-        raise ConfigError(f"--max-tokens {limit} is too small.", "Give a number of tokens, for example 256.")
-    tokenizer = _tokenizer(args.model)
-    lengths = None if tokenizer is None else token_lengths(tokenizer)
-    report = check_data(
-        settings,
-        _roles(settings),
-        lengths=lengths,
-        unit="words" if lengths is None else "tokens",
-        max_length=None if lengths is None else limit,
-    )
-    print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if args.json else _as_text(report))
-    return 1 if report.problems else 0
-
-
-def _check_images(args: argparse.Namespace, check: Callable[[ImageData], tuple[str, int]]) -> int:
-    from finetune.config import Section, apply_override
-    from finetune.image_settings import ImageData
-
-    if args.model is not None or args.max_tokens is not None or args.json:
-        raise ConfigError("--model, --max-tokens and --json are for texts, but these are images.", "Leave them out.")
-
-    class Data(Section):
-        data: ImageData
-
-    config = Data(data=ImageData(source=args.path))
-    for override in args.overrides:
-        apply_override(config, override, "finetune data")
-    report, status = check(config.data)
-    print(report)
-    return status
-
-
-def _tokenizer(name: str | None) -> Any:
-    """The named model's tokenizer, else that of the default recipe; None when the latter can't be had just now."""
-    from finetune.data.sources import resolve_model
-    from finetune.models import load_tokenizer
-
-    if name is not None:
-        return load_tokenizer(resolve_model(name, None))
-    from finetune.recipe import load_recipe
-
-    model = load_recipe(DEFAULT_RECIPE).recipe.model
-    try:
-        return load_tokenizer(resolve_model(model.name, model.revision))
-    except SourceError as error:  # one's own file can be checked without a network
-        print(f"{error.problem} Counting words instead of its tokens.", file=sys.stderr)
-        return None
+    return check(args)
 
 
 def _card(args: argparse.Namespace) -> int:
@@ -217,45 +161,3 @@ def _list(args: argparse.Namespace) -> int:
         rows = sum(card.block.rows.values())
         print(f"{name:<{width}}  {rows:>7,} rows  {len(card.block.labels):>2} labels  {card.title}")
     return status
-
-
-def _as_text(report: CheckReport) -> str:
-    measured, lengths = report.measured, report.lengths
-    total = sum(measured.rows.values())
-    lines = [
-        f"{report.name}: {total:,} rows ({', '.join(f'{split} {count:,}' for split, count in measured.rows.items())})",
-        f"sha256 {report.sha256}",
-        "",
-    ]
-    if measured.label_counts:
-        ratio = f", largest to smallest {report.imbalance:g} : 1" if report.imbalance else ""
-        lines.append(f"{len(measured.label_counts)} labels{ratio}")
-        width = max(5, *(len(label) for label in measured.label_counts))
-        cut = f" over {lengths.limit}" if lengths.truncated_by_label else ""
-        lines.append(f"  {'label':<{width}}  {'train':>8} {'valid':>8} {'test':>8}   share{cut:>11}")
-        for label, counts in measured.label_counts.items():
-            share = sum(counts.values()) / total if total else 0.0
-            truncated = lengths.truncated_by_label.get(label)
-            tail = f"{truncated:>11.1%}" if truncated is not None else ""
-            numbers = " ".join(f"{counts[split]:>8,}" for split in ("train", "valid", "test"))
-            lines.append(f"  {label:<{width}}  {numbers}  {share:>6.1%}{tail}")
-        lines.append("")
-    duplicates = measured.duplicates
-    lines += [
-        f"duplicates         {duplicates.exact:,} exact, {duplicates.normalised:,} after normalising case and space",
-        f"conflicting labels {duplicates.conflicting:,} rows whose text also stands under another label",
-        f"cross-split rows   {', '.join(f'{split} {count:,}' for split, count in measured.leaks.items())}",
-        f"left out           {report.dropped:,} by the card's label rule",
-        f"length in {lengths.unit:<8} " + ", ".join(f"{name} {value:,}" for name, value in lengths.percentiles.items()),
-    ]
-    if lengths.truncated is not None:
-        over = f"{lengths.truncated:.2%} of rows are longer than {lengths.limit} {lengths.unit}"
-        lines.append(f"truncated          {over}")
-    else:
-        lines.append("truncated          unknown: tokens were not counted")
-    lines += ["", *(f"note: {note}" for note in report.notes)]
-    for kind, (count, first) in report.problems.items():
-        lines.append(f"problem: {count:,} x {kind}")
-        lines += [f"  {message}".replace("\n", "\n  ") for message in first]
-    lines.append("A run would refuse this data." if report.problems else "A run can train on this data.")
-    return "\n".join(lines)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.commands import data
+from finetune.commands import data, data_check
 from finetune.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.unit
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "_tokenizer", lambda name: None)
+    monkeypatch.setattr(data_check, "_tokenizer", lambda *_: None)
     rows = [f"{'fine' if i % 2 else 'poor'} film number {i},{i % 2}" for i in range(300)]
     (tmp_path / "reviews.csv").write_text("\n".join(["review,stars", *rows, ""]))
 
@@ -45,7 +45,7 @@ def test_check_counts_tokens_and_what_is_cut_off(
         def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
             return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
 
-    monkeypatch.setattr(data, "_tokenizer", lambda name: Letters())
+    monkeypatch.setattr(data_check, "_tokenizer", lambda *_: Letters())
     finetune("check", "reviews.csv", "--max-tokens", "19", "--json")
     lengths = json.loads(capsys.readouterr().out)["lengths"]
     assert lengths["percentiles"] == {"p50": 20, "p90": 20, "p95": 20, "p99": 20, "max": 20}
