@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,16 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from finetune.config import PlainTextData
 from finetune.data.loader import load_data
 from finetune.data.sources import resolve_model, wheel_members
 from finetune.data.wheels import parse_pypi
+from finetune.language_settings import PlainTextData
 from finetune.recipe import base
 from tests.integration.test_launch_line import TWO, environment, finetune, launch, losses, record_of
 
 pytestmark = pytest.mark.integration
 
+INSTRUCTIONS = Path(os.environ.get("FINETUNE_DATA", "")) / "instruct_seed"
 LINE = "accelerate launch finetune/run.py --recipe"
 
 
@@ -196,3 +198,33 @@ def test_a_run_on_conversations(scratch: Path, tmp_path: Path) -> None:
     answered = finetune("predict", run, "--text", "hello.", "--max-new-tokens", 10)
     assert answered.returncode == 0, answered.stderr
     assert len(json.loads(answered.stdout)["generated"]) <= 10
+
+
+@pytest.mark.skipif(not (INSTRUCTIONS / "SOURCE").is_file(), reason="FINETUNE_DATA names no folder with instruct_seed")
+def test_instructions_tune_the_embedded_decoder(tmp_path: Path) -> None:
+    rows = []
+    for name in ("seed_tasks", "user_oriented_instructions"):
+        for line in (INSTRUCTIONS / f"{name}.jsonl").read_text("utf-8").splitlines():
+            task = json.loads(line)
+            for instance in task["instances"]:
+                prompt = "\n\n".join(filter(None, (task["instruction"], instance["input"])))
+                rows.append({"prompt": prompt, "response": instance["output"]})
+    assert len(rows) == 175 + 252
+    data = tmp_path / "instructions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    settings = [
+        "data.max_train_rows=16", "data.max_eval_rows=6", "data.max_tokens=160", "data.max_lost_share=0.4",
+        "train.batch_size=8", "train.max_updates=2", "objective.answered_rows=1", "objective.answer_tokens=6",
+    ]  # fmt: skip
+    options = [part for setting in settings for part in ("--set", setting)]
+    run = tmp_path / "run"
+    done = launch(f"{LINE} gpt2_sft", "--data", data, *options, "--output", run)
+    assert done.returncode == 0, done.stderr
+    record = record_of(run)
+    # The decoder knows how instructions are answered: what it is surprised by is far from random (49,152 tokens).
+    before, after = record["baselines"]["before fine-tuning"]["loss"]["value"], record["metrics"]["test"]["loss"]
+    assert 1 < before < 5
+    assert after["value"] < before
+    assert after["n"] == record["data"]["rows"]["test"] <= 6
+    assert record["config"]["data"]["max_tokens"] == 160
+    assert len(record["samples"]) == 1
