@@ -117,3 +117,32 @@ def test_a_broken_photograph_stops_before_anything_is_written(tmp_path: Path) ->
     assert "1 of 9 images are broken" in done.stderr
     assert "cut.jpg" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pretraining_run_names_letters(tmp_path: Path) -> None:
+    from finetune.data.letters import LETTERS, render
+
+    small = [part for setting in ("train.max_updates=1", "train.batch_size=16") for part in ("--set", setting)]
+    done = _finetune("run", "resnet_pretrain", *small, "--output", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    Image.fromarray(render("test")[0][3]).save(tmp_path / "D.png")
+    done = _finetune("predict", "run", "--image", "D.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert set(answer["probabilities"]) == set(LETTERS)
+    theirs = pipeline("image-classification", str(tmp_path / "run" / "model"), top_k=1)(str(tmp_path / "D.png"))[0]
+    assert theirs["score"] == pytest.approx(answer["probability"], abs=1e-5)
+
+
+@pytest.mark.skipif("FINETUNE_DATA" not in os.environ, reason="FINETUNE_DATA names no folder with benchmark data")
+def test_a_resnet_for_cifar_is_trained_and_predicts(folder: Path, tmp_path: Path) -> None:
+    """Its architecture is this package's own, so that predict has to make it known to transformers first."""
+    weights = Path(os.environ["FINETUNE_DATA"]) / "resnet_cifar10_weights" / "resnet20-12fca82f.th"
+    run = tmp_path / "run"
+    settings = [f"model.name={weights}", "data.rows_per_class=2", "train.max_updates=1", "objective.baselines=false"]
+    small = [part for setting in settings for part in ("--set", setting)]
+    done = _finetune("run", "resnet_img", *small, "--output", str(run), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    done = _finetune("predict", str(run), "--image", str(next((folder / "photos" / "digit 3").iterdir())), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["probabilities"]) == {str(digit) for digit in range(10)}
