@@ -68,6 +68,8 @@ class TextClassificationData(DataSettings):
     """Name of the label column. `none` finds it (label, category, class, target, ...)."""
     max_tokens: Annotated[int, Field(ge=8)] = 256
     """Longer rows are cut here; `finetune plan` and the run say how many, per class."""
+    shots: Annotated[int, Field(ge=1)] | None = None
+    """Train on so many rows of each class, drawn by the seed; `none` takes all."""
 
 
 class ClassificationObjective(Section):

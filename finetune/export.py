@@ -101,7 +101,8 @@ def _save_and_check(task: Task, trainer: Trainer, folder: Path) -> dict[str, Any
 
     parts: dict[str, dict[str, Any]] = {}
     live = logits(model)
-    from_hub = files.revision is not None
+    # The hub's model lacks modules that are written here once and for all, such as a pooling layer.
+    from_hub = files.revision is not None and not task.fixed_modules
     name, revision = (files.name, files.revision) if from_hub else (f"../{BASE}", None)
     if adapter.save(model, folder / "adapter", name, revision):
         task.save(adapter.base(model), folder / BASE)

@@ -69,7 +69,10 @@ class Task:
         baselines: what needs no fine-tuning, on the test rows; every process calls it, the main one gets them.
         samples: a language model to what it writes after fixed prompts: [{"prompt", "text"}], and after held-out ones
             also {"expected", "ended"}.
+        fit_head: (model, accelerator) fits what gradients don't train, in closed form and the same on every process;
+            called before each evaluation, and once more when training is over.
         head_modules: names of modules that are new, and trained by every adapter.
+        fixed_modules: names of modules that no adapter trains or goes into.
         target_modules: what adapters go into unless adapter.targets says otherwise, as it would say it.
         notes: facts to say aloud: rows truncated, head initialised.
     """
@@ -89,6 +92,8 @@ class Task:
     load: Callable[[Path], torch.nn.Module]
     baselines: Callable[[Accelerator], list[Baseline]] | None = None
     samples: Callable[[torch.nn.Module], list[dict[str, Any]]] | None = None
+    fit_head: Callable[[torch.nn.Module, Accelerator], None] = lambda model, accelerator: None
     head_modules: Sequence[str] = ()
+    fixed_modules: Sequence[str] = ()
     target_modules: Sequence[str] = ("all-linear",)
     notes: Sequence[str] = field(default_factory=list)

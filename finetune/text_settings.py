@@ -61,6 +61,13 @@ class BaselineObjective(Section):
     """Measure what needs no fine-tuning on the same test rows, so that the gain can be seen."""
 
 
+class FewShotObjective(BaselineObjective):
+    """How pairs are made of a few labelled texts."""
+
+    rounds: Annotated[int, Field(ge=1)] = 20
+    """In each round every text meets one of its own class and one of another: 2 x rounds x texts pairs an epoch."""
+
+
 class MaskedTextData(DataSettings):
     """Documents of plain text: a .txt file or a folder of them, or a text column of a table."""
 

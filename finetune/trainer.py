@@ -112,6 +112,7 @@ class Trainer:
         if not self.stopped_by and progress.best_update != progress.update:
             self._restore(self.checkpoints.read(progress.best_update)[0], model)
         self.model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        self.task.fit_head(self.model, accelerator)
         accelerator.free_memory()
         return before, progress
 
@@ -149,6 +150,7 @@ class Trainer:
     def _judge(self, model: torch.nn.Module, progress: Progress, bar: tqdm[Any]) -> None:
         """Evaluate on the validation rows; every process comes to the same verdict from the same gathered outputs."""
         task, judge = self.task, self.task.judge
+        task.fit_head(self.model, self.accelerator)
         outputs = predict_rows(model, task.rows["valid"], task.collate, task.outputs, self.accelerator, "valid")
         values = judge.quick("valid", outputs)
         self.history.add({"update": progress.update, "valid": values})

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from finetune.config import ClassificationObjective, ModelSettings, TextClassificationData, TrainSettings
 from finetune.data.loader import load_data
+from finetune.data.shots import draw_shots
 from finetune.data.sources import resolve_model
 from finetune.data.tokens import pad_tokens, tokenize
 from finetune.evaluation.judge import ClassificationJudge
@@ -42,7 +43,8 @@ def config() -> Recipe:
 
 
 def build(recipe: Recipe) -> Task:
-    data = load_data(recipe.data, {"text": recipe.data.text, "label": recipe.data.label})
+    loaded = load_data(recipe.data, {"text": recipe.data.text, "label": recipe.data.label})
+    data = draw_shots(loaded, recipe.data.shots, recipe.train.seed)
     files = resolve_model(recipe.model.name, recipe.model.revision)
     tokenizer = load_tokenizer(files)
     rows = {name: tokenize(split, tokenizer, recipe.data.max_tokens) for name, split in data.splits.items()}

@@ -34,7 +34,8 @@ def find_targets(
     """
     names = [name for name, _ in model.named_modules() if name]
     modules = dict(model.named_modules())
-    heads = {name for name in names if any(f"{name}.".startswith(f"{head}.") for head in task.head_modules)}
+    others = (*task.head_modules, *task.fixed_modules)
+    heads = {name for name in names if any(f"{name}.".startswith(f"{other}.") for other in others)}
     output = _output_embeddings(model)
     found: set[str] = set()
     for pattern in patterns:

@@ -33,10 +33,13 @@ def measure(
         ConfigError: a task without classes.
     """
     from finetune.data.loader import load_data
+    from finetune.data.shots import draw_shots
     from finetune.evaluation.baselines import majority_class, probe, tfidf_logreg
     from finetune.run_data import roles_of
 
-    data = load_data(loaded.recipe.data, roles_of(loaded.recipe.data))
+    settings = loaded.recipe.data
+    data = load_data(settings, roles_of(settings))
+    data = draw_shots(data, getattr(settings, "shots", None), seed)
     if not data.labels:
         raise ConfigError(f"method={method} needs classes, which {data.name} has none of.", "Take another recipe.")
     train, test, classes = data.splits["train"], data.splits["test"], len(data.labels)

@@ -31,7 +31,7 @@ class Job:
     searched: str | int | float | None = None
 
     def key(self, table: Table) -> str:
-        """Name of its record: what it is, and a hash over all that decides it, so that a changed table runs anew."""
+        """Name of its record: what it is, and a hash over what decides it: a changed row or recipe runs anew."""
         what = {
             "row": self.row.model_dump(exclude={"search", "columns"}),
             "column": self.column.model_dump(exclude={"metric"}),
@@ -40,6 +40,7 @@ class Job:
                 self.row.search.key, self.searched
             ],
             "threads": table.content.threads,
+            "code": table.codes[self.column.recipe or self.row.recipe],
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         words = "-".join(filter(None, (_word(self.row.name), _word(self.column.name), f"s{self.seed}")))
@@ -93,7 +94,7 @@ def read_records(table: Table, folder: Path) -> dict[str, dict[str, Any]]:
 
 def jobs_of_cell(table: Table, row: Row, column: Column, records: Mapping[str, Any]) -> tuple[list[Job], list[Job]]:
     """(runs whose scores make the cell, runs of the search), as far as the records tell; a search goes first."""
-    seeds = table.seeds_of(row)
+    seeds = table.seeds_of(row, column)
     if row.search is None:
         return [Job(row, column, seed) for seed in seeds], []
     tries = [Job(row, column, seeds[0], value) for value in row.search.values]

@@ -68,7 +68,7 @@ def cells_of(table: Table, records: Mapping[str, dict[str, Any]]) -> list[Cell]:
             # A metric is no part of a run's key: any can be computed from the answers that are kept.
             found = [with_metric(records[key], column.metric) for key in keys if key in records]
             if found:
-                cells.append(Cell(row, column, found, len(table.seeds_of(row))))
+                cells.append(Cell(row, column, found, len(table.seeds_of(row, column))))
     return cells
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from finetune.data.near import near
 from finetune.errors import ConfigError
 from finetune.evaluation.stored import METRICS
 from finetune.files import sha256_file
-from finetune.recipe_files import recipes_folder
+from finetune.recipe_files import code_hash, recipe_path, recipes_folder
 
 Method = Literal["fine-tune", "majority", "tfidf", "tfidf_words", "probe", "kshot_probe"]
 FIXED: dict[str, str] = {
@@ -24,7 +25,7 @@ FIXED: dict[str, str] = {
     "probe": "logistic regression on the frozen encoder",
     "kshot_probe": "logistic regression on k rows a class of the frozen encoder, drawn as MTEB draws them",
 }
-# These give the same answer for every seed, so one run is all there is.
+# These give the same answer for every seed, so one run is all there is, unless the seed draws their training rows.
 SEEDLESS = frozenset({"majority", "tfidf", "tfidf_words", "probe"})
 
 
@@ -142,14 +143,22 @@ class Table:
     path: Path
     content: Content
     sha256: str
+    codes: Mapping[str, str]
+    """Recipe, as rows and columns name it, to the hash of its code."""
 
     def has(self, row: Row, column: Column) -> bool:
         """Whether the table has that cell."""
         return row.columns is None or column.name in row.columns
 
-    def seeds_of(self, row: Row) -> list[int]:
-        """The seeds of a row's runs: the first alone where a seed changes nothing."""
-        return self.content.seeds[:1] if row.method in SEEDLESS else self.content.seeds
+    def seeds_of(self, row: Row, column: Column) -> list[int]:
+        """The seeds of a cell's runs: the first alone where a seed changes nothing."""
+        drawn = any(setting.partition("=")[0].strip() == "data.shots" for setting in (*row.set, *column.set))
+        return self.content.seeds[:1] if row.method in SEEDLESS and not drawn else self.content.seeds
+
+
+def recipe_of(path: Path, recipe: str) -> str:
+    """A recipe of a table as --recipe takes it: a name, or a path from the table's folder."""
+    return str(path.parent / recipe) if recipe.endswith(".py") else recipe
 
 
 def tables_folder() -> Path:
@@ -181,4 +190,7 @@ def load_table(name_or_path: str) -> Table:
         raise ConfigError(f"There is no table file {path}.", "`finetune bench list` shows the shipped ones.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}.", "A table is a TOML file; see recipes/tables/.") from None
-    return Table(path.stem, path, from_mapping(Content, values, str(path)), sha256_file(path))
+    content: Content = from_mapping(Content, values, str(path))
+    recipes = [row.recipe for row in content.rows] + [column.recipe for column in content.columns if column.recipe]
+    codes = {recipe: code_hash(recipe_path(recipe_of(path, recipe))) for recipe in dict.fromkeys(recipes)}
+    return Table(path.stem, path, content, sha256_file(path), codes)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,16 +13,15 @@ from typing import Any
 
 import filelock
 
+from finetune.bench.children import Children, Stopped, core_sets, pin
 from finetune.bench.jobs import Job, answers_of, data_source, pending, read_records, stored_of
-from finetune.bench.table import Table
+from finetune.bench.table import Table, recipe_of
 from finetune.data.cache import cache_folder, say
 from finetune.errors import TrainingError
 from finetune.evaluation.stored import LOWER_IS_BETTER, read_predictions
 from finetune.files import write_json
 from finetune.options import RunOptions, resolve
 from finetune.run_folder import read_record
-
-INTERRUPTED = (130, 143, -2, -15)
 
 
 def check_table(table: Table) -> None:
@@ -42,68 +39,82 @@ def check_table(table: Table) -> None:
 
 def run_options(table: Table, job: Job) -> RunOptions:
     """A run's options, as the command line would give them."""
-    recipe = job.column.recipe or job.row.recipe
+    recipe = recipe_of(table.path, job.column.recipe or job.row.recipe)
     settings = [*job.row.set, *job.column.set, f"train.threads={table.content.threads}"]
-    if recipe.endswith(".py"):
-        recipe = str(table.path.parent / recipe)
     if job.row.search is not None and job.searched is not None:
         settings.append(f"{job.row.search.key}={job.searched}")
     return RunOptions(recipe, settings, data_source(table, job.column), job.row.adapter, job.seed)
 
 
-def run_table(table: Table, folder: Path, workers: int) -> int:
-    """Run what has no record yet; the number of runs done here.
+def run_table(table: Table, folder: Path, workers: int) -> tuple[int, int]:
+    """Run what has no record yet: (runs done here, the signal that ended it early or 0).
+
+    Each worker keeps to cores of its own. SIGINT and SIGTERM end the runs on their way, of which nothing stays; the
+    same call goes on with them. After a run that failed those on their way are finished, and no other is begun.
 
     Raises:
-        ConfigError: a row that can't be run.
+        ConfigError: a row that can't be run, or more workers than cores.
         TrainingError: a run failed; the others' records stay.
     """
     check_table(table)
+    cores = core_sets(workers, table.content.threads)
     (folder / table.name).mkdir(parents=True, exist_ok=True)
-    stop = threading.Event()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            counts = [pool.submit(_work, table, folder, stop) for _ in range(workers)]
-            return sum(count.result() for count in counts)
-        finally:
-            stop.set()  # after Ctrl-C or a failed run: runs on their way end, none is begun
+    children = Children()
+    with children.ended_by_signals(), ThreadPoolExecutor(workers) as pool:
+        counts = [pool.submit(_work, table, folder, children, own) for own in cores]
+        done = sum(count.result() for count in counts)
+    return done, children.signal
 
 
-def _work(table: Table, folder: Path, stop: threading.Event) -> int:
+def _work(table: Table, folder: Path, children: Children, cores: set[int]) -> int:
     """Take runs that nobody else has, until none is left; each is a process of its own."""
     done = 0
-    while not stop.is_set() and (todo := pending(table, read_records(table, folder))):
-        for job in todo:
-            path = folder / table.name / f"{job.key(table)}.json"
-            name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
-            lock = filelock.FileLock(cache_folder("locks") / f"bench-{name}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                continue
-            try:
-                if not path.exists():
-                    started = time.monotonic()
-                    say(f"{job.row.name} on {job.column.name}, seed {job.seed}: started")
-                    record = run_job(table, job)
-                    record["wall_s"] = round(time.monotonic() - started, 2)
-                    write_json(path, record)
-                    say(f"{path.name}: {record['score']:.4f} {record['metric']} in {record['wall_s']:.0f} s")
-                    done += 1
-            finally:
-                lock.release()
-            break  # what is to be done may have changed: a search may have ended
-        else:
-            time.sleep(1.0)
+    pin(cores)
+    try:
+        while not children.stop.is_set() and (todo := pending(table, read_records(table, folder))):
+            if _first_free(table, folder, todo, children):
+                done += 1
+            else:
+                children.stop.wait(1.0)
+    except Stopped:
+        pass
+    finally:
+        children.stop.set()  # nothing is left to be done, or something is wrong: the other workers end too
     return done
 
 
-def run_job(table: Table, job: Job) -> dict[str, Any]:
+def _first_free(table: Table, folder: Path, todo: list[Job], children: Children) -> bool:
+    """Make the first run that no other worker, here or on another machine, has; whether there was one.
+
+    What is to be done may have changed after it: a search may have ended.
+    """
+    for job in todo:
+        path = folder / table.name / f"{job.key(table)}.json"
+        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
+        lock = filelock.FileLock(cache_folder("locks") / f"bench-{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            continue
+        try:
+            if not path.exists():
+                started = time.monotonic()
+                say(f"{job.row.name} on {job.column.name}, seed {job.seed}: started")
+                record = run_job(table, job, children)
+                record["wall_s"] = round(time.monotonic() - started, 2)
+                write_json(path, record)
+                say(f"{path.name}: {record['score']:.4f} {record['metric']} in {record['wall_s']:.0f} s")
+                return True
+        finally:
+            lock.release()
+    return False
+
+
+def run_job(table: Table, job: Job, children: Children) -> dict[str, Any]:
     """Make one run and return its record; nothing else of it is kept."""
+    make = _fine_tuned if job.row.method == "fine-tune" else _frozen
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as temporary:
-        part = _fine_tuned(table, job, Path(temporary)) if job.row.method == "fine-tune" else _frozen(
-            table, job, Path(temporary)
-        )  # fmt: skip
+        part = make(table, job, Path(temporary), children)
     # As the table names them: records are published, and where files lie on this machine is no part of a result.
     part["config"]["data"]["source"] = job.column.data
     if part["recipe"]["origin"] != "packaged":
@@ -123,7 +134,7 @@ def run_job(table: Table, job: Job) -> dict[str, Any]:
     return {**record, "score": stored_of(record).value(job.column.metric)}
 
 
-def _fine_tuned(table: Table, job: Job, folder: Path) -> dict[str, Any]:
+def _fine_tuned(table: Table, job: Job, folder: Path, children: Children) -> dict[str, Any]:
     options = run_options(table, job)
     flags = ["--recipe", str(options.recipe), "--data", str(options.data), "--seed", str(options.seed)]
     flags += ["--adapter", options.adapter] if options.adapter else []
@@ -133,7 +144,7 @@ def _fine_tuned(table: Table, job: Job, folder: Path) -> dict[str, Any]:
     for setting in settings:
         flags += ["--set", setting]
     run = folder / "run"
-    _process([sys.executable, "-m", "finetune.run", *flags, "--output", str(run)], job)
+    _process([sys.executable, "-m", "finetune.run", *flags, "--output", str(run)], table, job, children)
     record = read_record(run)
     metric = job.column.metric
     valid = record["metrics"]["valid"].get(metric, {}).get("value")
@@ -151,23 +162,21 @@ def _fine_tuned(table: Table, job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
-def _frozen(table: Table, job: Job, folder: Path) -> dict[str, Any]:
+def _frozen(table: Table, job: Job, folder: Path, children: Children) -> dict[str, Any]:
     options = run_options(table, job)
     request, answer = folder / "request.json", folder / "answer.json"
     content = {"options": vars(options), "method": job.row.method, "shots": job.row.shots, "seed": job.seed}
     request.write_text(json.dumps(content), "utf-8")
-    _process([sys.executable, "-m", "finetune.bench.frozen", str(request), str(answer)], job)
+    _process([sys.executable, "-m", "finetune.bench.frozen", str(request), str(answer)], table, job, children)
     found: dict[str, Any] = json.loads(answer.read_text("utf-8"))
     return found
 
 
-def _process(command: list[str], job: Job) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode in INTERRUPTED:
-        raise KeyboardInterrupt
-    if done.returncode:
+def _process(command: list[str], table: Table, job: Job, children: Children) -> None:
+    status, error = children.run(command, table.content.threads)
+    if status:
         raise TrainingError(
-            f"{job.row.name} on {job.column.name}, seed {job.seed} ended with status {done.returncode}:\n"
-            f"{done.stderr.strip()[-1500:]}",
+            f"{job.row.name} on {job.column.name}, seed {job.seed} ended with status {status}:\n"
+            f"{error.strip()[-1500:]}",
             "Mend it and start the same command again: finished runs are kept.",
         )

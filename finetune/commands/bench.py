@@ -84,26 +84,27 @@ def _open(arguments: argparse.Namespace) -> tuple[Table, Path]:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from finetune.bench.estimate import estimates
     from finetune.bench.jobs import pending, read_records
 
     table, folder = _open(arguments)
     records = read_records(table, folder)
-    left = pending(table, records)
-    took = {row.name: [r["wall_s"] for r in records.values() if r["row"] == row.name] for row in table.content.rows}
-    print(f"{table.name}: {len(records)} runs done, {len(left)} can be started now; records in {folder / table.name}/")
-    total, unknown = 0.0, 0
-    for job in left:
-        known = took[job.row.name]
-        total, unknown = total + (sum(known) / len(known) if known else 0.0), unknown + (not known)
-        text = f"about {sum(known) / len(known):.0f} s" if known else "no run of this row to go by"
-        searched = f", {job.row.search.key}={job.searched}" if job.row.search else ""
-        print(f"  {job.row.name} on {job.column.name}, seed {job.seed}{searched}: {text}")
-    if any(row.search for row in table.content.rows):
-        print("  (a search is followed by the other seeds with the best value)")
+    cells, stale = estimates(table, records)
+    done, planned = sum(cell.done for cell in cells), sum(cell.planned for cell in cells)
+    print(f"{table.name}: {done} of {planned} runs done, {len(pending(table, records))} can be started now; records in "
+          f"{folder / table.name}/")  # fmt: skip
+    if stale:
+        print(f"  {stale} records there are of other settings or another version of a recipe, and count for nothing.")
+    for cell in cells:
+        text = "no run of this row to go by" if cell.seconds is None else f"about {cell.seconds:.0f} s a run"
+        print(f"  {cell.row} on {cell.column}: {cell.done} of {cell.planned} done; {text}")
+    left = [cell for cell in cells if cell.done < cell.planned]
+    known = sum((cell.planned - cell.done) * cell.seconds for cell in left if cell.seconds is not None)
+    unknown = sum(cell.planned - cell.done for cell in left if cell.seconds is None)
+    whole = sum(cell.planned * cell.seconds for cell in cells if cell.seconds is not None)
     if left:
-        print(
-            f"About {total / 60:.0f} min of {table.content.threads} core(s) for {len(left) - unknown} of them.", end=" "
-        )
+        print(f"About {known / 60:.0f} min with one worker for {planned - done - unknown} of the runs left "
+              f"({whole / 60:.0f} min for all, from nothing).", end=" ")  # fmt: skip
         print(f"For the other {unknown}, `finetune plan RECIPE` measures one." if unknown else "")
     return 0
 
@@ -115,7 +116,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1:
         raise ConfigError(f"--workers {arguments.workers} is none.", "Give 1 or more.")
     table, folder = _open(arguments)
-    done = run_table(table, folder, arguments.workers)
+    done, stopped_by = run_table(table, folder, arguments.workers)
+    if stopped_by:
+        print(f"{table.name}: interrupted after {done} runs; the same command goes on with those that have no record.")
+        return 128 + stopped_by
     print(f"{table.name}: {done} runs done here; show them: finetune bench show {arguments.table}")
     return 0
 

@@ -64,6 +64,8 @@ class Format(Section):
     """One character between fields. `none` is a comma for CSV, a tab for TSV."""
     quoting: bool | None = None
     """Whether double quotes wrap fields. `none` is yes for CSV, no for TSV."""
+    last_takes_rest: bool = False
+    """The last column is all that is left of the line, delimiters included: `4 a stirring film`. Without quoting."""
     encoding: str = "utf-8"
     """Text encoding that keeps ASCII, such as utf-8, cp1252 or gb18030."""
 

@@ -81,6 +81,12 @@ class Delimited:
         self.quoted = file_format.quoting if file_format.quoting is not None else kind == "csv"
         self.has_header = file_format.names is None
         header = file_format.names
+        if file_format.last_takes_rest and (header is None or self.quoted):
+            raise DataError(
+                f"{path}: format.last_takes_rest goes with format.names and without quoting.",
+                "Write `format: {names: [label, text], quoting: false, last_takes_rest: true}`.",
+            )
+        self.splits = len(header) - 1 if file_format.last_takes_rest and header is not None else -1
         if header is None:
             header = next((fields for _, fields in self._records()), None)
             if header is None:
@@ -114,7 +120,7 @@ class Delimited:
             for line, text in enumerate(lines, self.skip + 1):
                 text = text.rstrip("\r\n")
                 if text.strip():
-                    yield line, text.split(self.delimiter)
+                    yield line, text.split(self.delimiter, self.splits)
             return
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
         while True:

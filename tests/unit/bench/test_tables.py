@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finetune.bench.children import core_sets
+from finetune.bench.estimate import estimates
 from finetune.bench.frozen import kshot_rows
 from finetune.bench.jobs import Job, answers_of, jobs_of_cell, packed, pending, read_records, stored_of, unpacked
 from finetune.bench.show import cells_of, check, show
@@ -118,6 +120,44 @@ def test_a_changed_row_is_another_run(tmp_path: Path) -> None:
     one = pending(table(tmp_path), {})[0].key(table(tmp_path))
     other = table(tmp_path, TABLE.replace('"bert_cls"\n', '"bert_cls"\nset = ["train.lr=1e-5"]\n', 1))
     assert pending(other, {})[0].key(other) != one
+
+
+def test_a_changed_recipe_is_another_run_and_a_changed_docstring_is_none(tmp_path: Path) -> None:
+    text = TABLE.replace('recipe = "bert_cls"', 'recipe = "mine.py"', 1)
+    keys = []
+    for lr, said in (("1e-4", "One."), ("1e-4", "Measured: 0.9."), ("2e-4", "One.")):
+        code = f'"""{said}"""\nfrom finetune.recipe import base\ndef config():\n    c = base("bert_cls").config()\n'
+        (tmp_path / "mine.py").write_text(f"{code}    c.train.lr = {lr}\n    return c  # {said}\n", "utf-8")
+        keys.append([job.key(table(tmp_path, text)) for job in pending(table(tmp_path, text), {})])
+    assert keys[0] == keys[1]
+    assert keys[0][0] != keys[2][0]  # the row of the recipe
+    assert keys[0][1] == keys[2][1]  # the other row
+
+
+def test_draws_of_rows_make_every_method_run_with_every_seed(tmp_path: Path) -> None:
+    some = table(tmp_path, TABLE.replace('data = "sms_spam"', 'data = "sms_spam"\nset = ["data.shots=8"]'))
+    assert len([job for job in pending(some, {}) if job.row.name == "TF-IDF"]) == 3
+
+
+def test_workers_have_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {2, 3, 5, 7})
+    assert core_sets(2, 1) == [{2}, {3}]
+    assert core_sets(2, 2) == [{2, 3}, {5, 7}]
+    with pytest.raises(ConfigError, match="--workers 3 of 2 thread"):
+        core_sets(3, 2)
+
+
+def test_the_estimate_goes_by_the_runs_that_are_done(tmp_path: Path) -> None:
+    some = table(tmp_path)
+    cells, stale = estimates(some, {})
+    assert [(cell.done, cell.planned, cell.seconds) for cell in cells] == [(0, 3, None), (0, 1, None)]
+    finished(some, pending(some, {})[0], tmp_path, 0.9)
+    other = table(tmp_path, TABLE.replace('"bert_cls"\n', '"bert_cls"\nset = ["train.lr=1e-5"]\n', 1))
+    cells, stale = estimates(some, read_records(some, tmp_path))
+    assert [(cell.done, cell.planned, cell.seconds) for cell in cells] == [(1, 3, 2.0), (0, 1, None)]
+    assert stale == 0
+    cells, stale = estimates(other, read_records(other, tmp_path))
+    assert (cells[0].done, cells[0].seconds, stale) == (0, 2.0, 1)
 
 
 def test_a_search_goes_first_and_its_best_value_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""`finetune bench run` that is told to end: its processes end, no half record stays, and the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.integration
+
+TABLE = """
+title = "Short"
+seeds = [0]
+[[rows]]
+name = "majority"
+recipe = "bert_cls"
+method = "majority"
+[[rows]]
+name = "full"
+recipe = "bert_cls"
+set = ["train.max_updates=100000", "train.epochs=100"]
+[[columns]]
+name = "spam"
+data = "sms_spam"
+set = ["data.max_train_rows=64", "data.max_tokens=16"]
+"""
+
+
+def bench(folder: Path) -> subprocess.Popen[str]:
+    program = "from finetune.cli import console; console()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, "bench", "run", "short.toml"], cwd=folder, stdout=subprocess.PIPE, text=True,
+        env=dict(os.environ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "short.toml").write_text(TABLE, "utf-8")
+    made = tmp_path / "results" / "short"
+    process = bench(tmp_path)
+    until = time.monotonic() + 120
+    children: list[psutil.Process] = []
+    # The first run is done, and the second, which would take hours, is on its way.
+    while not (list(made.glob("majority*.json")) and children):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.2)
+        children = [one for one in psutil.Process(process.pid).children() if "finetune.run" in one.cmdline()]
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "interrupted after 1 runs" in said
+    assert psutil.wait_procs(children, timeout=1)[1] == []
+    (record,) = made.iterdir()
+    before = record.stat().st_mtime_ns
+    shorter = TABLE.replace("100000", "1")
+    (tmp_path / "short.toml").write_text(shorter, "utf-8")
+    assert "1 runs done here" in bench(tmp_path).communicate(timeout=120)[0]
+    assert record.stat().st_mtime_ns == before
+    assert len(list(made.iterdir())) == 2

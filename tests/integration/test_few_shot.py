@@ -1,0 +1,56 @@
+"""Few-shot tuning by its commands: a run, its export in plain transformers, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from transformers import pipeline
+
+pytestmark = pytest.mark.integration
+
+
+def finetune(folder: Path, *arguments: str, status: int = 0) -> str:
+    program = "from finetune.cli import console; console()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("few")
+    flags = ("--data", "sms_spam", "--set", "data.shots=4", "--set", "objective.rounds=2")
+    said = finetune(
+        folder, "run", "few_shot_cls", *flags, "--set", "data.max_tokens=32", "--seed", "3", "--output", "one"
+    )
+    assert "train: 8 rows, 4 of each class, drawn by the seed 3" in said
+    assert "train: 32 pairs of 8 texts" in said
+    return folder / "one"
+
+
+def test_the_head_reads_messages_in_plain_transformers(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text("utf-8"))
+    assert record["status"] == "completed"
+    assert record["updates"] == 2
+    assert record["metrics"]["test"]["accuracy"]["value"] > 0.8  # 4 rows a class; seed 3 gave 0.93
+    assert {*record["baselines"]} == {"majority class", "TF-IDF + logistic regression", "frozen-encoder probe"}
+    text = "WINNER!! You have been selected for a £1000 prize, call now"
+    (answer,) = pipeline("text-classification", str(run / "model"))(text)
+    line = json.loads(finetune(run.parent, "predict", "one", "--text", text))
+    assert line["prediction"] == answer["label"] == "spam"
+    assert line["probability"] == pytest.approx(answer["score"], abs=1e-5)
+    assert pyarrow.parquet.read_table(run / "predictions.parquet").num_rows == record["data"]["rows"]["test"]
+
+
+def test_what_can_not_be_done_is_said(run: Path) -> None:
+    said = finetune(run.parent, "run", "few_shot_cls", "--adapter", "frozen", "--output", "two", status=2)
+    assert "has no head to train" in said
+    assert not (run.parent / "two").exists()
