@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from finetune.config import flattened
-from finetune.errors import CheckpointError, ConfigError
+from finetune.errors import CheckpointError
 from finetune.options import RunOptions, command_line, resolve
 from finetune.run_folder import RUNS, check_output, find_run, make_run_folder, read_record
 
@@ -117,6 +117,7 @@ def open_run(options: RunOptions) -> tuple[LoadedRecipe, Accelerator, str, int]:
 
 def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) -> Trainer:
     """Plan, adapter and trainer of a task; nothing is written, and what can't be is refused."""
+    from finetune.adapters.adapter import leave_fixed
     from finetune.data.batching import BatchPlan
     from finetune.gradients import Averaged, InOrder
     from finetune.models import check_positions
@@ -134,11 +135,7 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
     adapter.check(task, plan.total_updates)
     seed_torch(settings.seed, "adapter")
     model = adapter.wrap(task.model, task, plan.total_updates)
-    for name, parameter in model.named_parameters():
-        if any(f".{fixed}." in f".{name}" for fixed in task.fixed_modules):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"adapter={adapter.name} leaves nothing of this model to train.", "Use adapter=full.")
+    leave_fixed(model, task)
     if settings.activation_checkpointing:
         cast(Any, model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     # The order of sums is the promise there, and it is that of the micro-shards.

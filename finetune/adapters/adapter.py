@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from finetune.config import Section
+from finetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from finetune.task import Task
@@ -98,6 +99,19 @@ class Adapter(Section):
     def plain(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model that is exported: merged, of the pretrained model's own class. Takes `model` apart."""
         return model
+
+
+def leave_fixed(model: torch.nn.Module, task: Task) -> None:
+    """Freeze the task's `fixed_modules` in a wrapped model, whatever the adapter makes of them.
+
+    Raises:
+        ConfigError: nothing is left to train.
+    """
+    for name, parameter in model.named_parameters():
+        if any(f".{fixed}." in f".{name}" for fixed in task.fixed_modules):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("The adapter leaves nothing of this model to train.", "Use adapter=full.")
 
 
 def head_parameters(model: torch.nn.Module, task: Task) -> list[str]:
