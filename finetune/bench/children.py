@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from finetune.errors import ConfigError
+from finetune.data.cache import say
 
 # A run that is asked to end first finishes its update and writes a checkpoint, which nobody will read.
 GRACE_S = 5.0
@@ -97,19 +97,16 @@ class Children:
 def core_sets(workers: int, threads: int) -> list[set[int]]:
     """The cores of each worker, of those that this process may run on; empty sets where a system can't pin.
 
-    Raises:
-        ConfigError: there are fewer cores than the workers would use; shared cores would make their times wrong.
+    Where there are fewer cores than the workers use, some share theirs: the same records but for the times.
     """
     if not hasattr(os, "sched_getaffinity"):
         return [set() for _ in range(workers)]
     cores = sorted(os.sched_getaffinity(0))
     if workers > 1 and workers * threads > len(cores):
-        raise ConfigError(
-            f"--workers {workers} of {threads} thread(s) each need {workers * threads} cores; {len(cores)} are free "
-            "for this process.",
-            f"Give --workers {max(1, len(cores) // threads)}.",
-        )
-    return [set(cores[number * threads : (number + 1) * threads]) for number in range(workers)]
+        say(f"{workers} workers of {threads} thread(s) share {len(cores)} core(s): their runs will take longer, and the "
+            "times in the records say so.")  # fmt: skip
+    places = [range(number * threads, (number + 1) * threads) for number in range(workers)]
+    return [{cores[place % len(cores)] for place in some} for some in places]
 
 
 def pin(cores: set[int]) -> None:

@@ -48,8 +48,7 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
 
 def test_two_workers_share_a_table_and_a_lost_record_alone_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "short.toml").write_text(TABLE, "utf-8")
-    workers = str(min(2, len(os.sched_getaffinity(0))))  # more than there are cores are refused
-    assert "2 runs done here" in finetune(tmp_path, "bench", "run", "short.toml", "--workers", workers)
+    assert "2 runs done here" in finetune(tmp_path, "bench", "run", "short.toml", "--workers", "2")
     made = tmp_path / "results" / "short"
     before, times = records(made), {path.name: path.stat().st_mtime_ns for path in made.glob("*.json")}
     (lost,) = (name for name in before if name.startswith("tf_idf"))

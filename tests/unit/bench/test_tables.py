@@ -139,12 +139,15 @@ def test_draws_of_rows_make_every_method_run_with_every_seed(tmp_path: Path) -> 
     assert len([job for job in pending(some, {}) if job.row.name == "TF-IDF"]) == 3
 
 
-def test_workers_have_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_have_cores_of_their_own_and_sharing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {2, 3, 5, 7})
     assert core_sets(2, 1) == [{2}, {3}]
     assert core_sets(2, 2) == [{2, 3}, {5, 7}]
-    with pytest.raises(ConfigError, match="--workers 3 of 2 thread"):
-        core_sets(3, 2)
+    assert capsys.readouterr().err == ""
+    assert core_sets(3, 2) == [{2, 3}, {5, 7}, {2, 3}]
+    assert "3 workers of 2 thread(s) share 4 core(s)" in capsys.readouterr().err
 
 
 def test_the_estimate_goes_by_the_runs_that_are_done(tmp_path: Path) -> None:
