@@ -103,8 +103,8 @@ def core_sets(workers: int, threads: int) -> list[set[int]]:
         return [set() for _ in range(workers)]
     cores = sorted(os.sched_getaffinity(0))
     if workers > 1 and workers * threads > len(cores):
-        say(f"{workers} workers of {threads} thread(s) share {len(cores)} core(s): their runs will take longer, and the "
-            "times in the records say so.")  # fmt: skip
+        say(f"{workers} workers of {threads} thread(s) share {len(cores)} core(s): their runs will take longer, and "
+            "the times in the records say so.")  # fmt: skip
     places = [range(number * threads, (number + 1) * threads) for number in range(workers)]
     return [{cores[place % len(cores)] for place in some} for some in places]
 

@@ -49,8 +49,9 @@ def run_options(table: Table, job: Job) -> RunOptions:
 def run_table(table: Table, folder: Path, workers: int) -> tuple[int, int]:
     """Run what has no record yet: (runs done here, the signal that ended it early or 0).
 
-    Each worker keeps to cores of its own, as far as there are. SIGINT and SIGTERM end the runs on their way, of which nothing stays; the
-    same call goes on with them. After a run that failed those on their way are finished, and no other is begun.
+    Each worker keeps to cores of its own, as far as there are. SIGINT and SIGTERM end the runs on their way, of which
+    nothing stays; the same call goes on with them. After a run that failed those on their way are finished, and no
+    other is begun.
 
     Raises:
         ConfigError: a row that can't be run.
