@@ -40,7 +40,7 @@ def test_the_head_reads_messages_in_plain_transformers(run: Path) -> None:
     record = json.loads((run / "run.json").read_text("utf-8"))
     assert record["status"] == "completed"
     assert record["updates"] == 2
-    assert record["metrics"]["test"]["accuracy"]["value"] > 0.8  # 4 rows a class; seed 3 gave 0.93
+    assert record["metrics"]["test"]["macro_f1"]["value"] > 0.6  # 0.68 was measured; the majority class has 0.47
     assert {*record["baselines"]} == {"majority class", "TF-IDF + logistic regression", "frozen-encoder probe"}
     text = "WINNER!! You have been selected for a £1000 prize, call now"
     (answer,) = pipeline("text-classification", str(run / "model"))(text)
