@@ -5,12 +5,13 @@
 
 Method    SetFit (arXiv:2209.11055) with the settings of its repository: pairs as SetFit 0.x draws them, 20 rounds, one
           epoch of 16 pairs an update, squared error of the cosine; then scikit-learn's LogisticRegression. Its mean
-          over tokens is exported as one more BERT layer that plain transformers runs, centred over its features
+          over tokens is exported as one more BERT layer that plain transformers runs, centred over its features.
+          Warm-up is 6 % of the updates, SetFit's 10 %
 Model     all-MiniLM-L6-v2 (22.7 M parameters) from PyPI; other BERTs with --set model.name=BAAI/bge-small-en-v1.5
 Data      movie_snippets, 8 training rows of each class, drawn by the seed; or your own with --data
-Hardware  CPU or any GPU that torch sees
-Time      not measured yet
-Expected  not measured yet
+Hardware  1 CPU core with AVX512-BF16 (bf16), 1.8 GB of memory; any GPU that torch sees
+Time      1 min 13 s on that core without baselines, of which training 37 s (40 updates)
+Expected  test accuracy 0.689 [0.669, 0.709] (seed 0; other draws of the rows are not measured yet)
 """
 
 from transformers import AutoModelForSequenceClassification
