@@ -172,7 +172,7 @@ def test_no_equals_sign_shows_the_form(toy: Toy, override: str) -> None:
 def test_every_setting_is_listed_and_says_what_it_means(toy: Toy) -> None:
     found = {dotted: (section, name) for dotted, section, name in settings_of(toy)}
     assert {"model.name", "data.text", "train.lr", "own.table"} <= set(found)
-    assert len(found) == 3 + 9 + len(TrainSettings.model_fields) + 3
+    assert len(found) == 3 + 10 + len(TrainSettings.model_fields) + 3
     for dotted, (section, name) in found.items():
         if not dotted.startswith("own."):
             assert type(section).model_fields[name].description, dotted

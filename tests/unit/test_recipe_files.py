@@ -267,7 +267,7 @@ def test_overrides_apply_in_order_and_the_last_one_counts() -> None:
     override(loaded, ["train.lr=1e-3", "adapter=frozen", "train.lr=2e-3"])
     assert loaded.recipe.train.lr == 2e-3
     assert loaded.recipe.adapter.name == "frozen"
-    assert loaded.resolved()["adapter"] == {"name": "frozen", "head_lr_ratio": 1.0}
+    assert loaded.resolved()["adapter"] == {"name": "frozen", "head_lr_ratio": 1.0, "reuse_features": True}
 
 
 def test_a_records_settings_come_back_whole() -> None:

@@ -167,7 +167,7 @@ def test_a_record_whose_settings_are_damaged_names_the_setting(change: Any, word
 def test_resume_takes_the_records_settings_and_then_the_overrides() -> None:
     content = record()
     content["config"]["train"]["lr"] = 0.5
-    content["config"]["adapter"] = {"name": "frozen", "head_lr_ratio": 1.0}
+    content["config"]["adapter"] = {"name": "frozen", "head_lr_ratio": 1.0, "reuse_features": True}
     write_record(content)
     loaded = resolve(RunOptions(resume="some", overrides=["train.workers=1"]))
     assert loaded.recipe.train.lr == 0.5

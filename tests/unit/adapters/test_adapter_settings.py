@@ -31,7 +31,8 @@ def bert() -> torch.nn.Module:
 
 
 def task_of(model: torch.nn.Module, **facts: Any) -> Any:
-    return SimpleNamespace(model=model, **{"head_modules": ["classifier"], "target_modules": ("all-linear",), **facts})
+    common = {"head_modules": ["classifier"], "fixed_modules": (), "target_modules": ("all-linear",)}
+    return SimpleNamespace(model=model, **{**common, **facts})
 
 
 @pytest.fixture
