@@ -16,10 +16,10 @@ _RAW = argparse.RawDescriptionHelpFormatter
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
-    """Add `data check`, `data card` and `data list`."""
+    """Add `data check`, `data leaks`, `data card` and `data list`."""
     data = subparsers.add_parser(
         "data",
-        help="check data, write a card for it, list the shipped cards",
+        help="check data, find leaks, write a card for it, list the shipped cards",
         description="Look at data before training on it. What `check` finds wrong is what a run would refuse.",
         epilog="Example:\n  finetune data check reviews.csv --set data.label=stars",
         formatter_class=_RAW,
@@ -47,6 +47,27 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     )
     check.add_argument("--json", action="store_true", help="print the report as JSON")
     check.set_defaults(call=_check)
+    leaks = commands.add_parser(
+        "leaks",
+        help="rows that two splits share, exactly or nearly, and a run's score without them",
+        description=(
+            "Rows of validation and test that also stand in a split before theirs: word for word, after normalising\n"
+            "case and space, or nearly (MinHash of word shingles; perceptual hashes of images). With --run, the test\n"
+            "score of that run with and without them."
+        ),
+        epilog="Examples:\n  finetune data leaks reviews.csv\n  finetune data leaks reuters_r8 --run runs/latest",
+        formatter_class=_RAW,
+    )
+    _source_arguments(leaks)
+    leaks.add_argument("--recipe", metavar="NAME", help="read the data as this recipe does; a name or a path")
+    leaks.add_argument(
+        "--threshold", metavar="SHARE", type=float, help="Jaccard similarity from which texts are near (default: 0.7)"
+    )
+    leaks.add_argument("--run", metavar="RUN", help="a finished run on this data")
+    leaks.add_argument("--metric", metavar="NAME", help="of the run's score: accuracy, macro_f1, mcc, ...")
+    leaks.add_argument("--examples", metavar="N", type=int, default=2, help="rows shown of each kind (default: 2)")
+    leaks.add_argument("--json", action="store_true", help="print every leaked row as JSON")
+    leaks.set_defaults(call=_leaks)
     card = commands.add_parser(
         "card",
         help="write a data card with measured numbers",
@@ -127,6 +148,12 @@ def _check(args: argparse.Namespace) -> int:
     from finetune.commands.data_check import check
 
     return check(args)
+
+
+def _leaks(args: argparse.Namespace) -> int:
+    from finetune.commands.data_leaks import leaks
+
+    return leaks(args)
 
 
 def _card(args: argparse.Namespace) -> int:
