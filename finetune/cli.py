@@ -71,7 +71,20 @@ def main(argv: Sequence[str], launched: bool = False) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     """The parser of `finetune` and all its commands."""
-    from finetune.commands import bench, cache, compare, data, plan, predict, recipes, replay, run, slices, verify
+    from finetune.commands import (
+        bench,
+        cache,
+        calibrate,
+        compare,
+        data,
+        plan,
+        predict,
+        recipes,
+        replay,
+        run,
+        slices,
+        verify,
+    )
 
     parser = argparse.ArgumentParser(
         prog="finetune", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -85,6 +98,7 @@ def command_parser() -> argparse.ArgumentParser:
     bench.add(commands)
     compare.add(commands)
     slices.add(commands)
+    calibrate.add(commands)
     replay.add(commands)
     verify.add(commands)
     data.add(commands)

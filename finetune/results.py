@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.evaluation.judge import ClassificationJudge
 from finetune.evaluation.predict import predict_rows
 from finetune.export import export_lines
 from finetune.hardware import peak_rss_mb
@@ -43,7 +44,9 @@ def judge_export(
         for name, table in judge.judge(split, outputs[split]).items():
             tables.setdefault(name, {})[split] = table
     if accelerator.is_main_process:
-        _write_predictions(task, outputs["test"], folder / "predictions.parquet")
+        _write_predictions(task, outputs, "test", folder / "predictions.parquet")
+        if isinstance(judge, ClassificationJudge):  # what `finetune calibrate` fits a temperature on
+            _write_predictions(task, outputs, "valid", folder / "predictions_valid.parquet")
     return {
         **tables,
         "baselines": {some.name: judge.judge("test", some.outputs)["metrics"] for some in baselines},
@@ -96,11 +99,11 @@ def write_report(record: dict[str, Any], data: LoadedData, folder: Path) -> None
     print(f"\n{folder}/  model/ (plain transformers), {adapter}README.md (model card), run.json, predictions.parquet")
 
 
-def _write_predictions(task: Task, outputs: np.ndarray, path: Path) -> None:
+def _write_predictions(task: Task, outputs: dict[str, np.ndarray], split: str, path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    columns = {"id": task.data.splits["test"]["id"][:], **task.judge.columns("test", outputs)}
+    columns = {"id": task.data.splits[split]["id"][:], **task.judge.columns(split, outputs[split])}
     temporary = path.with_name(f".{path.name}")
     pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
     temporary.replace(path)

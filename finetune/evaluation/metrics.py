@@ -120,7 +120,7 @@ class CalibrationError(OfflineMetric):
 
     def _compute(self, predictions: Sequence[Sequence[float]], references: Sequence[int]) -> dict[str, float]:
         probabilities = np.asarray(predictions, dtype=np.float64)
-        bins, gaps = _calibration_gaps(probabilities, np.asarray(references) == probabilities.argmax(axis=1))
+        bins, gaps = calibration_gaps(probabilities, np.asarray(references) == probabilities.argmax(axis=1))
         return {"ece": float(np.abs(np.bincount(bins, gaps)).sum() / len(gaps))}
 
 
@@ -150,7 +150,7 @@ def classification_metrics(
     rows, classes = probabilities.shape
     # Only pairs of classes that occur: 52 classes have 2,704 cells, of which a test set fills some hundred.
     cells, cell_of_row = np.unique(labels * classes + predictions, return_inverse=True)
-    bin_of_row, gap_of_row = _calibration_gaps(probabilities, correct)
+    bin_of_row, gap_of_row = calibration_gaps(probabilities, correct)
 
     def resampled(rows_of: Ints) -> dict[str, Floats]:
         counts = _counts(cell_of_row[rows_of], len(cells))
@@ -250,7 +250,7 @@ def _counts(cells: Ints, size: int, weights: Floats | None = None) -> Floats:
     return summed.reshape(samples, size).astype(np.float64)
 
 
-def _calibration_gaps(probabilities: Floats, correct: npt.NDArray[np.bool_]) -> tuple[Ints, Floats]:
+def calibration_gaps(probabilities: Floats, correct: npt.NDArray[np.bool_]) -> tuple[Ints, Floats]:
     """Per row, the confidence bin and (1 if right, else 0) minus the confidence."""
     confidence = probabilities.max(axis=1)
     # Bins are open below and closed above, as in Guo et al. 2017: a confidence of 1 belongs to the last.
