@@ -20,6 +20,8 @@ Texts = tuple[str, ...]
 """The texts of one row: one, or two of a pair."""
 Kind = Literal["exact", "normalised", "near"]
 Shingles = npt.NDArray[np.uint64]
+Known = tuple[tuple[str, int], Shingles, npt.NDArray[Any]]
+"""(split, row) of an earlier row, its shingles, and its MinHash values."""
 
 WORDS = 3
 CHARACTERS = 5
@@ -76,18 +78,18 @@ def band_rows(threshold: float) -> int:
     and Ullman, Mining of Massive Datasets, section 3.4).
     """
     fitting = [r for r in (1, 2, 4, 8, 16) if (1 - threshold**r) ** (PERMUTATIONS // r) <= MISSED]
-    return max(fitting, default=1)
+    return max(fitting)
 
 
 def find_leaks(splits: Mapping[str, Sequence[Texts]], threshold: float) -> list[Leak]:
     """The rows of each split that stand in a split before it, in the order of splits and rows.
 
     Near rows are candidates by MinHash (Broder 1997) with locality-sensitive hashing, confirmed by their exact Jaccard
-    similarity: time and memory grow with the rows, not with their square. The 1 KB a row of memory is the signature's.
+    similarity: time and memory grow with the rows, not with their square. A signature is 512 bytes a row.
 
     Args:
         splits: split -> texts of its rows; train first.
-        threshold: least Jaccard similarity of near rows, in (0, 1].
+        threshold: least Jaccard similarity of near rows, from 0.1 to 1.
     """
     from datasketch import MinHashLSH
 
@@ -95,7 +97,7 @@ def find_leaks(splits: Mapping[str, Sequence[Texts]], threshold: float) -> list[
     index: MinHashLSH = MinHashLSH(num_perm=PERMUTATIONS, params=(PERMUTATIONS // rows_of_band, rows_of_band))
     exact: dict[Texts, tuple[str, int]] = {}
     normal: dict[Texts, tuple[str, int]] = {}
-    known: list[tuple[tuple[str, int], Shingles, MinHash]] = []
+    known: list[Known] = []
     leaks: list[Leak] = []
     last = list(splits)[-1]
     for split, rows in splits.items():
@@ -116,7 +118,7 @@ def find_leaks(splits: Mapping[str, Sequence[Texts]], threshold: float) -> list[
         for key, (row, some, sketch) in fresh.items():  # only now: rows of one split may be alike
             normal[key] = (split, row)
             index.insert(len(known), sketch)
-            known.append(((split, row), some, sketch))
+            known.append(((split, row), some, sketch.hashvalues))
     return leaks
 
 
@@ -141,10 +143,13 @@ def _nearest(
     some: Shingles,
     sketch: MinHash,
     index: MinHashLSH,
-    known: Sequence[tuple[tuple[str, int], Shingles, MinHash]],
+    known: Sequence[Known],
     threshold: float,
 ) -> tuple[tuple[str, int], float] | None:
-    found = sorted(index.query(sketch), key=lambda at: (-sketch.jaccard(known[at][2]), at))[:COMPARED]
-    exact = [(jaccard(some, known[at][1]), -at) for at in found]
-    best, at = max(exact, default=(0.0, 0))
+    found = np.array(sorted(index.query(sketch)), dtype=np.int64)
+    if not len(found):
+        return None
+    estimates = (np.stack([known[at][2] for at in found]) == sketch.hashvalues).mean(axis=1)
+    likely = found[np.argsort(-estimates, kind="stable")[:COMPARED]].tolist()
+    best, at = max((jaccard(some, known[at][1]), -at) for at in likely)
     return (known[-at][0], best) if best >= threshold else None
