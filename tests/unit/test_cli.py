@@ -24,7 +24,8 @@ LAUNCH_FLAGS = ["--recipe", "--set", "--data", "--adapter", "--seed", "--output"
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pydantic", "sklearn", "pyarrow", "accelerate", "matplotlib"}
 COMMANDS = [
     "list", "show", "cp", "diff", "plan", "run", "predict", "bench", "bench list", "bench plan",
-    "bench run", "bench show", "bench check", "compare", "slices", "replay", "verify",
+    "bench run", "bench show", "bench check", "compare", "slices", "calibrate", "risk-coverage", "data leaks", "replay",
+    "verify",
     "verify resume", "data", "data check", "data card", "data list", "cache",
     "cache ls", "cache verify", "cache clear",
 ]  # fmt: skip
