@@ -71,12 +71,12 @@ def _cleaned(output: Any, folder: Path) -> Any:
 
 
 def _small(png: str) -> str:
-    """A PNG in base64 with 64 colours and at most 760 pixels wide: enough for plots, and git stays small."""
+    """A PNG in base64 with 128 colours and at most 760 pixels wide: enough for plots, and git stays small."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     if picture.width > WIDTH:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.quantize(64, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    picture.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode() + "\n"
 
 
