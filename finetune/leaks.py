@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections import Counter
@@ -14,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetune.config import DataSettings
+from finetune.data.check_kinds import kind_of_rows
 from finetune.data.columns import ID, LABEL
+from finetune.data.image_checks import USUAL
+from finetune.data.image_loader import load_images
 from finetune.data.loader import LoadedData, load_data
 from finetune.data.near_duplicates import WORDS, Kind, Leak, find_leaks
 from finetune.errors import ConfigError, DataError
@@ -29,6 +31,7 @@ from finetune.slices import FEW_ROWS, score
 
 if TYPE_CHECKING:
     from finetune.data.images import ImageRows
+    from finetune.recipe import Recipe
 
 TEXT_WIDTH = 88
 KINDS: tuple[Kind, ...] = ("exact", "normalised", "near")
@@ -66,14 +69,16 @@ def text_leaks(data: LoadedData, threshold: float) -> Found:
     Raises:
         DataError: the rows hold no texts.
     """
-    names = [
-        name
-        for name in data.splits["train"].column_names
-        if name not in (ID, LABEL) and isinstance(data.splits["train"][0][name], str)
-    ]
+    first = data.splits["train"][0]
+    names = [name for name, value in first.items() if name not in (ID, LABEL) and _as_text(value) is not None]
     if not names:
         raise DataError(f"{data.name} has no column of texts.", "Name one by --set data.text=COLUMN.")
-    texts = {split: list(zip(*(rows[name] for name in names), strict=True)) for split, rows in data.splits.items()}
+    texts = {
+        split: [
+            tuple(str(_as_text(value)) for value in row) for row in zip(*(rows[name] for name in names), strict=True)
+        ]
+        for split, rows in data.splits.items()
+    }
     return Found(
         data.name,
         {split: len(rows) for split, rows in texts.items()},
@@ -82,6 +87,13 @@ def text_leaks(data: LoadedData, threshold: float) -> Found:
         {split: [" | ".join(row) for row in rows] for split, rows in texts.items()},
         {split: [str(name) for name in rows[ID]] for split, rows in data.splits.items()},
     )
+
+
+def _as_text(value: Any) -> str | None:
+    """A text, or words as one; None for what is neither (tags, messages)."""
+    if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+        return " ".join(value)
+    return value if isinstance(value, str) else None
 
 
 def image_leaks(data: LoadedData, rows: Mapping[str, ImageRows]) -> Found:
@@ -147,11 +159,24 @@ def _places(leak: Leak) -> tuple[tuple[str, int], tuple[str, int]]:
     return (leak.split, leak.row), (leak.earlier_split, leak.earlier_row)
 
 
-def data_of_run(source: str, run: str) -> tuple[dict[str, Any], LoadedData, Mapping[str, ImageRows] | None]:
-    """A run's record and the data it saw, loaded again; images with their pixels.
+def leaks_of_source(recipe: Recipe, threshold: float | None) -> Found:
+    """Leaks of the data that a recipe with a source reads.
 
     Raises:
-        ConfigError: no run, or one on another source.
+        FinetuneError: as a run on it would.
+    """
+    settings = recipe.data
+    if isinstance(settings, ImageData):
+        return image_leaks(*load_images(settings, USUAL))
+    scores = getattr(recipe.objective, "kind", None) == "regression"
+    return text_leaks(load_data(settings, kind_of_rows(settings).roles, scores=scores), threshold or THRESHOLD)
+
+
+def leaks_of_run(source: str, run: str, threshold: float | None) -> tuple[dict[str, Any], Found]:
+    """A run's record, and the leaks of the data it saw, loaded again.
+
+    Raises:
+        ConfigError: no run, one on another source, or a threshold for images.
         DataError: the data have changed since.
     """
     record = read_record(Path(run))
@@ -159,17 +184,16 @@ def data_of_run(source: str, run: str) -> tuple[dict[str, Any], LoadedData, Mapp
     if settings.source != source and Path(settings.source).resolve() != Path(source).resolve():
         raise ConfigError(f"{run} was trained on {settings.source}, not on {source}.", f"Give {settings.source}.")
     if not isinstance(settings, ImageData):
-        return record, run_data(record), None
-    from finetune.data.image_checks import USUAL
-    from finetune.data.image_loader import load_images
-
+        return record, text_leaks(run_data(record), threshold or THRESHOLD)
+    if threshold is not None:
+        raise ConfigError("--threshold is for texts, but these are images.", "Leave it out.")
     data, rows = load_images(settings, USUAL)
     if data.sha256 != record["data"]["sha256"]:
         raise DataError(
             f"{settings.source} has changed since the run: its images no longer have the recorded SHA-256.",
             "Put them back as they were.",
         )
-    return record, data, rows
+    return record, image_leaks(data, rows)
 
 
 def print_scores(run: str, record: Mapping[str, Any], found: Found, metric: str | None) -> None:
@@ -195,27 +219,3 @@ def print_scores(run: str, record: Mapping[str, Any], found: Found, metric: str 
         few = "  few rows" if value.n < FEW_ROWS else ""
         print(f"{pad(name, 22)}{f'{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]':<24}{value.n:>8,} rows{few}")
     print("Leaked rows may be easier or harder than others for other reasons: the difference is no proof by itself.")
-
-
-def leaks(settings: DataSettings, roles: Mapping[str, str | None], args: argparse.Namespace) -> int:
-    """Find and print, as `finetune data leaks` was asked.
-
-    Args:
-        settings, roles: how `finetune data` reads the source; with --run the run's record says it instead.
-    """
-    record: Mapping[str, Any] | None = None
-    images: Mapping[str, ImageRows] | None = None
-    if args.run is not None:
-        record, data, images = data_of_run(settings.source, args.run)
-    elif isinstance(settings, ImageData):
-        from finetune.data.image_checks import USUAL
-        from finetune.data.image_loader import load_images
-
-        data, images = load_images(settings, USUAL)
-    else:
-        data = load_data(settings, roles)
-    found = image_leaks(data, images) if images is not None else text_leaks(data, args.threshold or THRESHOLD)
-    print_leaks(found, args.examples, args.json)
-    if record is not None:
-        print_scores(args.run, record, found, args.metric)
-    return 0

@@ -33,7 +33,7 @@ def check(args: argparse.Namespace) -> int:
     from finetune.image_settings import ImageData
     from finetune.language_settings import ConversationData
 
-    loaded = recipe_of(args)
+    loaded = recipe_of(args, "check")
     settings, objective = loaded.recipe.data, loaded.recipe.objective
     if isinstance(settings, ImageData):
         return _check_images(args, settings)
@@ -60,7 +60,7 @@ def check(args: argparse.Namespace) -> int:
     return 1 if report.problems else 0
 
 
-def recipe_of(args: argparse.Namespace) -> LoadedRecipe:
+def recipe_of(args: argparse.Namespace, command: str) -> LoadedRecipe:
     """The recipe that says how the data is read: --recipe with its own settings, else that of the kind recognised."""
     from finetune.config import unknown_key
     from finetune.data.check_kinds import recognised
@@ -73,7 +73,7 @@ def recipe_of(args: argparse.Namespace) -> LoadedRecipe:
         key = change.partition("=")[0].strip()
         if not key.startswith("data.") and key not in READING:
             known = [f"data.{name}" for name in type(loaded.recipe.data).model_fields]
-            raise unknown_key(key, [*known, *READING], "is not a setting of `finetune data`")
+            raise unknown_key(key, [*known, *READING], f"is not a setting of `finetune data {command}`")
     override(loaded, [f"data.source={args.path}", *args.overrides])
     return loaded
 

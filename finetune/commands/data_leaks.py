@@ -20,14 +20,14 @@ def leaks(args: argparse.Namespace) -> int:
         raise ConfigError(f"--threshold is from {LEAST} to 1, and --examples a number from 0 on.")
     from finetune.commands.data_check import recipe_of
     from finetune.image_settings import ImageData
-    from finetune.leaks import print_leaks, print_scores, leaks_of_run, leaks_of_source
+    from finetune.leaks import leaks_of_run, leaks_of_source, print_leaks, print_scores
 
     if args.run is not None:
         record, found = leaks_of_run(args.path, args.run, args.threshold)
         print_leaks(found, args.examples, False)
         print_scores(args.run, record, found, args.metric)
         return 0
-    recipe = recipe_of(args).recipe
+    recipe = recipe_of(args, "leaks").recipe
     if isinstance(recipe.data, ImageData) and args.threshold is not None:
         raise ConfigError("--threshold is for texts, but these are images.", "Leave it out.")
     print_leaks(leaks_of_source(recipe, args.threshold), args.examples, args.json)
