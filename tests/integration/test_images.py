@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from transformers import pipeline
 
+from finetune.cli import main
+from finetune.data.letters import LETTERS, render
+from tests.integration.test_launch_line import fresh_accelerate
+
+__all__ = ["fresh_accelerate"]  # a fixture
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
@@ -119,30 +125,33 @@ def test_a_broken_photograph_stops_before_anything_is_written(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pretraining_run_names_letters(tmp_path: Path) -> None:
-    from finetune.data.letters import LETTERS, render
+def _predicted(capsys: pytest.CaptureFixture[str], run: Path, image: Path) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["predict", str(run), "--image", str(image)]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
 
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_pretraining_run_names_letters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = [part for setting in ("train.max_updates=1", "train.batch_size=16") for part in ("--set", setting)]
-    done = _finetune("run", "resnet_pretrain", *small, "--output", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert main(["run", "resnet_pretrain", *small, "--output", str(tmp_path / "run")]) == 0
     Image.fromarray(render("test")[0][3]).save(tmp_path / "D.png")
-    done = _finetune("predict", "run", "--image", "D.png", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
+    answer = _predicted(capsys, tmp_path / "run", tmp_path / "D.png")
     assert set(answer["probabilities"]) == set(LETTERS)
     theirs = pipeline("image-classification", str(tmp_path / "run" / "model"), top_k=1)(str(tmp_path / "D.png"))[0]
     assert theirs["score"] == pytest.approx(answer["probability"], abs=1e-5)
 
 
 @pytest.mark.skipif("FINETUNE_DATA" not in os.environ, reason="FINETUNE_DATA names no folder with benchmark data")
-def test_a_resnet_for_cifar_is_trained_and_predicts(folder: Path, tmp_path: Path) -> None:
-    """Its architecture is this package's own, so that predict has to make it known to transformers first."""
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_resnet_for_cifar_is_trained_and_predicts(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = Path(os.environ["FINETUNE_DATA"]) / "resnet_cifar10_weights" / "resnet20-12fca82f.th"
     run = tmp_path / "run"
     settings = [f"model.name={weights}", "data.rows_per_class=2", "train.max_updates=1", "objective.baselines=false"]
     small = [part for setting in settings for part in ("--set", setting)]
-    done = _finetune("run", "resnet_img", *small, "--output", str(run), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    done = _finetune("predict", str(run), "--image", str(next((folder / "photos" / "digit 3").iterdir())), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)["probabilities"]) == {str(digit) for digit in range(10)}
+    assert main(["run", "resnet_img", *small, "--output", str(run)]) == 0
+    answer = _predicted(capsys, run, next((folder / "photos" / "digit 3").iterdir()))
+    assert set(answer["probabilities"]) == {str(digit) for digit in range(10)}
