@@ -121,9 +121,9 @@ def test_the_data_command_checks_plain_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from finetune.cli import main
-    from finetune.commands import data_check as command
+    from finetune.commands import data_check
 
-    monkeypatch.setattr(command, "_tokenizer", lambda name, loaded: None)
+    monkeypatch.setattr(data_check, "_tokenizer", lambda *_: None)
     put({"a.txt": TEXT.encode()})(tmp_path)
     assert main(["data", "check", "a.txt", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
