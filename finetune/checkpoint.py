@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -78,10 +79,14 @@ def capture(
 ) -> State:
     """The trainable weights, all buffers, the optimizer's state keyed by parameter name, and what the adapter keeps.
 
-    Collective: every process calls it; only the first gets the tensors when the model is sharded.
+    What the optimizer holds counts as trainable, also while it is frozen: weights of before a layer was unfrozen are
+    part of what was the best then. Collective: every process calls it; only the first gets the tensors when the model
+    is sharded.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    weights, aliases = _without_aliases(cast(dict[str, torch.Tensor], get_model_state_dict(model, options=options)))
+    with _trainable(optimizer):
+        found = cast(dict[str, torch.Tensor], get_model_state_dict(model, options=options))
+    weights, aliases = _without_aliases(found)
     tensors = {"model": weights}
     numbers: dict[str, Any] = {"aliases": aliases}
     if optimizer is not None:
@@ -122,8 +127,27 @@ def restore(state: State, model: torch.nn.Module, optimizer: torch.optim.Optimiz
             model,
             optimizer,
             cast(Any, {"state": entries, "param_groups": state.numbers["param_groups"]}),
-            options=StateDictOptions(full_state_dict=True),
+            # Strict, it would ask for the state of parameters that were not unfrozen yet, which have none.
+            options=StateDictOptions(full_state_dict=True, strict=False),
         )
+        # torch begins by giving every parameter the state of one step; those begin anew when they are unfrozen.
+        for saved, group in zip(state.numbers["param_groups"], optimizer.param_groups, strict=True):
+            for name, parameter in zip(saved["params"], group["params"], strict=True):
+                if name not in entries:
+                    optimizer.state.pop(parameter, None)
+
+
+@contextmanager
+def _trainable(optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
+    groups = optimizer.param_groups if optimizer is not None else []
+    frozen = [parameter for group in groups for parameter in group["params"] if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 class Checkpoints:

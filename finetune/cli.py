@@ -77,6 +77,7 @@ def command_parser() -> argparse.ArgumentParser:
         calibrate,
         compare,
         data,
+        merge,
         plan,
         predict,
         recipes,
@@ -95,6 +96,7 @@ def command_parser() -> argparse.ArgumentParser:
     plan.add(commands)
     run.add(commands)
     predict.add(commands)
+    merge.add(commands)
     bench.add(commands)
     compare.add(commands)
     slices.add(commands)

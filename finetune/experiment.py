@@ -89,7 +89,7 @@ def run(options: RunOptions) -> int:
             exported = export(task, trainer, folder)
             record.update(**exported)
             refuse_unequal(exported["export_check"])
-            results = judge_export(task, accelerator, folder, baselines, samples)
+            results = judge_export(task, trainer.adapter, accelerator, folder, baselines, samples)
             seconds.stop("eval_s")
             record.update(status="completed", **counts, **results, timing={**seconds.values, **speed})
             if accelerator.is_main_process:
@@ -107,6 +107,7 @@ def open_run(options: RunOptions) -> tuple[LoadedRecipe, Accelerator, str, int]:
     from finetune.launch import make_accelerator
 
     loaded = resolve(options)
+    loaded.recipe.adapter.check_machine()
     settings = loaded.recipe.train
     reuse_freed_memory(settings.reuse_memory)
     # Sums inside an operator are cut by threads, so the same bits anywhere need the same threads everywhere.
@@ -131,7 +132,9 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
         task.model,
         max((int(some.lengths.max()) for some in task.rows.values() if some.lengths is not None), default=0),
         "data.block_tokens" if "block_tokens" in type(loaded.recipe.data).model_fields else "data.max_tokens",
+        adapter.added_tokens(),
     )
+    adapter.check_training(settings, accelerator)
     adapter.check(task, plan.total_updates)
     seed_torch(settings.seed, "adapter")
     model = adapter.wrap(task.model, task, plan.total_updates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from finetune.evaluation.predict import to_device
 from finetune.files import sha256_file
 
 if TYPE_CHECKING:
-    from finetune.task import Task
+    from finetune.adapters import Adapter
+    from finetune.task import Batch, Task
     from finetune.trainer import Trainer
 
 PROBE_ROWS = 32
@@ -56,6 +58,14 @@ def export(task: Task, trainer: Trainer, folder: Path) -> dict[str, Any]:
     return {"export_check": broadcast_object_list(found)[0], "adapter_summary": summary}
 
 
+def load_export(task: Task, adapter: Adapter, folder: Path) -> torch.nn.Module:
+    """What a run exported, loaded from disk: model/, or adapter/ on its base where nothing can be merged."""
+    if adapter.mergeable:
+        return task.load(folder / "model")
+    base = folder / BASE
+    return adapter.load(task.load(base if base.is_dir() else task.files.path), folder / "adapter").eval()
+
+
 def refuse_unequal(check: dict[str, Any]) -> None:
     """Fail the run whose saved model is not the trained one.
 
@@ -85,10 +95,16 @@ def _said(part: dict[str, Any]) -> str:
     return f", four times the model's own rounding in fp32, {part['rounding']:.1e}" if "rounding" in part else ""
 
 
+def probe_batch(task: Task) -> tuple[Batch, int]:
+    """The fixed rows that saved models are compared on: the first validation rows as one batch, and their number."""
+    keys = [RowKey(0, index) for index in range(min(PROBE_ROWS, len(task.rows["valid"])))]
+    return task.collate(task.rows["valid"].__getitems__(keys)), len(keys)
+
+
 def _save_and_check(task: Task, trainer: Trainer, folder: Path) -> dict[str, Any]:
     adapter, model, files = trainer.adapter, trainer.model, task.files
-    keys = [RowKey(0, index) for index in range(min(PROBE_ROWS, len(task.rows["valid"])))]
-    batch = to_device(task.collate(task.rows["valid"].__getitems__(keys)), trainer.accelerator.device)
+    batch, rows = probe_batch(task)
+    batch = to_device(batch, trainer.accelerator.device)
 
     def logits(some: torch.nn.Module) -> torch.Tensor:
         with torch.inference_mode():
@@ -102,31 +118,47 @@ def _save_and_check(task: Task, trainer: Trainer, folder: Path) -> dict[str, Any
     parts: dict[str, dict[str, Any]] = {}
     live = logits(model)
     # The hub's model lacks modules that are written here once and for all, such as a pooling layer.
-    from_hub = files.revision is not None and not task.fixed_modules
+    from_hub = files.revision is not None and not task.fixed_modules and not adapter.keeps_base
     name, revision = (files.name, files.revision) if from_hub else (f"../{BASE}", None)
     if adapter.save(model, folder / "adapter", name, revision):
         task.save(adapter.base(model), folder / BASE)
         loaded = adapter.load(task.load(folder / BASE), folder / "adapter")
-        parts["adapter"] = _difference(live, logits(loaded), adapter.tolerance())
+        parts["adapter"] = difference(live, logits(loaded), adapter.tolerance())
         if 0.0 < adapter.tolerance() < parts["adapter"]["difference"]:
             parts["adapter"] |= _own_rounding(live, exact(copy.deepcopy(model)), adapter.tolerance())
-    # Under its own name only when it is whole: half a model/ would look like one.
+    if adapter.mergeable:
+        parts["model"] = _save_plain(
+            task, adapter, model, folder, lambda some: difference(live, logits(some), MERGE_TOLERANCE)
+        )
+        if "adapter" in parts and parts["model"]["difference"] > MERGE_TOLERANCE:
+            again = adapter.load(task.load(folder / BASE), folder / "adapter")  # `model` is taken apart by now
+            parts["model"] |= _own_rounding(live, exact(again), MERGE_TOLERANCE)
+    if from_hub:
+        shutil.rmtree(folder / BASE, ignore_errors=True)
+    saved = folder / ("model" if adapter.mergeable else "adapter")
+    files_sha256 = {path.name: sha256_file(path) for path in sorted(saved.iterdir()) if path.is_file()}
+    return {"rows": rows, "parts": parts, "sha256": files_sha256}
+
+
+def _save_plain(
+    task: Task,
+    adapter: Adapter,
+    model: torch.nn.Module,
+    folder: Path,
+    compare: Callable[[torch.nn.Module], dict[str, Any]],
+) -> dict[str, Any]:
+    """model/, and what comes of comparing it, loaded back. Under its own name only when it is whole: half a model/
+    would look like one."""
     written = folder / ".writing-model"
     shutil.rmtree(written, ignore_errors=True)
     try:
         task.save(adapter.plain(model), written)
-        parts["model"] = _difference(live, logits(task.load(written)), MERGE_TOLERANCE)
+        found = compare(task.load(written))
         shutil.rmtree(folder / "model", ignore_errors=True)  # of an attempt that failed later than here
         written.rename(folder / "model")
     finally:
         shutil.rmtree(written, ignore_errors=True)
-    if "adapter" in parts and parts["model"]["difference"] > MERGE_TOLERANCE:
-        again = adapter.load(task.load(folder / BASE), folder / "adapter")  # `model` is taken apart by now
-        parts["model"] |= _own_rounding(live, exact(again), MERGE_TOLERANCE)
-    if from_hub:
-        shutil.rmtree(folder / BASE, ignore_errors=True)
-    files_sha256 = {path.name: sha256_file(path) for path in sorted((folder / "model").iterdir()) if path.is_file()}
-    return {"rows": len(keys), "parts": parts, "sha256": files_sha256}
+    return found
 
 
 def _own_rounding(live: torch.Tensor, exact: torch.Tensor, tolerance: float) -> dict[str, float]:
@@ -139,14 +171,14 @@ def _own_rounding(live: torch.Tensor, exact: torch.Tensor, tolerance: float) -> 
     return {"rounding": rounding, "tolerance": max(tolerance, 4 * rounding)}
 
 
-def _difference(live: torch.Tensor, loaded: torch.Tensor, tolerance: float) -> dict[str, Any]:
+def difference(live: torch.Tensor, loaded: torch.Tensor, tolerance: float) -> dict[str, Any]:
     """How far the logits are apart, and how many rows' predictions change; [rows, ..., classes] each."""
-    difference = float((loaded - live).abs().max()) / max(float(live.abs().max()), 1e-30)
+    found = float((loaded - live).abs().max()) / max(float(live.abs().max()), 1e-30)
     flips = (live.argmax(-1) != loaded.argmax(-1)).flatten(1).any(1) if live.ndim > 2 else None
     if flips is None:
         flips = live.argmax(-1) != loaded.argmax(-1)
     return {
-        "difference": difference,
+        "difference": found,
         "measure": "relative to the largest",
         "tolerance": tolerance,
         "flips": int(flips.sum()),

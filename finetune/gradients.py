@@ -24,6 +24,9 @@ class Gradients(Protocol):
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model as `accumulate` takes it: on its device, in its precision."""
 
+    def prepare_again(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The prepared model, once other parameters of it are trained than when it was prepared."""
+
     def accumulate(
         self,
         model: torch.nn.Module,
@@ -50,6 +53,14 @@ class Averaged:
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
         prepared: torch.nn.Module = self.accelerator.prepare_model(model)
         return prepared
+
+    def prepare_again(self, model: torch.nn.Module) -> torch.nn.Module:
+        if not isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            return model
+        # DDP reduces what was trained when it wrapped: what is unfrozen later would stay each process's own, and what
+        # is frozen would be waited for.
+        inner = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        return self.prepare(inner)
 
     def accumulate(
         self,
@@ -104,6 +115,9 @@ class InOrder:
         # For its precision alone: a wrapped model would average gradients by itself.
         prepared: torch.nn.Module = self.accelerator.prepare_model(model, evaluation_mode=True)
         return prepared
+
+    def prepare_again(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model  # `accumulate` asks each time what is trained
 
     def accumulate(
         self,

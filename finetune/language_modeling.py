@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def usable_losses(model: torch.nn.Module) -> tuple[TokenLosses, list[str]]:
 
 
 def _whole_losses(model: torch.nn.Module, input_ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-    logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits
+    logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits[:, -targets_BT.shape[1] :]
     losses = F.cross_entropy(
         logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=-100, reduction="none"
     )
@@ -142,6 +143,8 @@ def go_on(
     if not ids_BT.numel():
         ids_BT = torch.tensor([[tokenizer.bos_token_id or tokenizer.eos_token_id or 0]])
     room = getattr(model.config, "max_position_embeddings", None) or ids_BT.shape[1] + tokens
+    # Virtual tokens of prompt and prefix tuning take up positions of their own.
+    room -= getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0)
     end = tokenizer.eos_token_id
     written: list[int] = []
     seed_torch(*seed)
@@ -150,15 +153,18 @@ def go_on(
             # The whole prompt when it leaves room, else what came last.
             context_BT = ids_BT if ids_BT.shape[1] < room else ids_BT[:, -max(1, room // 2) :]
             context_BT = context_BT.to(next(model.parameters()).device)
-            out_BT = model.generate(
-                context_BT,
-                attention_mask=torch.ones_like(context_BT),
-                do_sample=True,
-                temperature=0.8,
-                top_k=min(50, model.config.vocab_size),
-                max_new_tokens=min(tokens - len(written), room - context_BT.shape[1]),
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
-            )
+            with warnings.catch_warnings():
+                # PEFT says it of prompt tuning at each token; the positions that the model counts itself are right.
+                warnings.filterwarnings("ignore", message="Position ids are not supported")
+                out_BT = model.generate(
+                    context_BT,
+                    attention_mask=torch.ones_like(context_BT),
+                    do_sample=True,
+                    temperature=0.8,
+                    top_k=min(50, model.config.vocab_size),
+                    max_new_tokens=min(tokens - len(written), room - context_BT.shape[1]),
+                    pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
+                )
             new = out_BT[:, context_BT.shape[1] :].cpu()
             written += new[0].tolist()
             ids_BT = torch.cat([ids_BT, new], dim=1)

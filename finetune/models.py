@@ -128,11 +128,14 @@ def set_dropout(config: PretrainedConfig, probability: float, name: str) -> None
         setattr(config, key, probability)
 
 
-def check_positions(model: torch.nn.Module, longest: int, setting: str = "data.max_tokens") -> None:
+def check_positions(
+    model: torch.nn.Module, longest: int, setting: str = "data.max_tokens", virtual_tokens: int = 0
+) -> None:
     """Refuse rows that are longer than a table of learned positions; models with computed positions have none.
 
     Args:
         setting: what cuts rows.
+        virtual_tokens: positions that an adapter takes up before each row.
 
     Raises:
         ConfigError: names the setting and the longest that the model takes.
@@ -142,10 +145,12 @@ def check_positions(model: torch.nn.Module, longest: int, setting: str = "data.m
         if name.endswith(("position_embeddings", ".wpe")) and isinstance(module, torch.nn.Embedding):
             # RoBERTa and its kin count positions from behind the padding's.
             takes = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-            if longest > takes:
+            room = takes - virtual_tokens
+            if longest > room:
+                why = f", of which adapter.tokens takes up {virtual_tokens}" if virtual_tokens else ""
                 raise ConfigError(
-                    f"The longest row has {longest} tokens, but the model takes {takes}.",
-                    f"Cut rows there: --set {setting}={takes}",
+                    f"The longest row has {longest} tokens, but the model takes {takes}{why}.",
+                    f"Cut rows there: --set {setting}={room}" if room > 0 else f"Set adapter.tokens below {takes}.",
                 )
 
 

@@ -61,7 +61,9 @@ def token_losses(
 
     def score(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         handle.remove()  # the chunks go through the head too
-        found.append(chunked_losses(head, inputs[0], targets_BT, chunk_logits))
+        # The last ones: virtual tokens of an adapter come before them, and have no targets.
+        hidden_BTD = inputs[0][:, -targets_BT.shape[1] :]
+        found.append(chunked_losses(head, hidden_BTD, targets_BT, chunk_logits))
         return (inputs[0][:, :1],)  # what the model itself goes on with is thrown away
 
     handle = head.register_forward_pre_hook(score)

@@ -10,20 +10,26 @@ import numpy as np
 
 from finetune.evaluation.judge import ClassificationJudge
 from finetune.evaluation.predict import predict_rows
-from finetune.export import export_lines
+from finetune.export import export_lines, load_export
 from finetune.hardware import peak_rss_mb
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from finetune.adapters import Adapter
     from finetune.data.loader import LoadedData
     from finetune.evaluation.baselines import Baseline
     from finetune.task import Task
 
 
 def judge_export(
-    task: Task, accelerator: Accelerator, folder: Path, baselines: list[Baseline], samples: list[dict[str, Any]]
+    task: Task,
+    adapter: Adapter,
+    accelerator: Accelerator,
+    folder: Path,
+    baselines: list[Baseline],
+    samples: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Load the exported model from disk and measure that one, in fp32: the numbers are the export's.
 
@@ -36,7 +42,7 @@ def judge_export(
         metrics, per_class, confusion, baselines, gains and peak_rss_mb as run.json holds them.
     """
     judge = task.judge
-    model = task.load(folder / "model").to(accelerator.device)
+    model = load_export(task, adapter, folder).to(accelerator.device)
     tables: dict[str, dict[str, Any]] = {}
     outputs: dict[str, np.ndarray] = {}
     for split in ("valid", "test"):
@@ -95,8 +101,11 @@ def write_report(record: dict[str, Any], data: LoadedData, folder: Path) -> None
         print(f"\nranks that AdaLoRA left\n{rank_table(ranks)}")
     for line in export_lines(record["export_check"]):
         print(line)
-    adapter = "adapter/ (plain peft), " if (folder / "adapter").is_dir() else ""
-    print(f"\n{folder}/  model/ (plain transformers), {adapter}README.md (model card), run.json, predictions.parquet")
+    parts = {"model": "model/ (plain transformers), ", "adapter": "adapter/ (plain peft), "}
+    present = "".join(text for name, text in parts.items() if (folder / name).is_dir())
+    if not (folder / "model").is_dir():
+        print("There is no model/: virtual tokens can't be merged. adapter/ goes onto the pretrained model.")
+    print(f"\n{folder}/  {present}README.md (model card), run.json, predictions.parquet")
 
 
 def _write_predictions(task: Task, outputs: dict[str, np.ndarray], split: str, path: Path) -> None:

@@ -11,9 +11,21 @@ from finetune.adapters.full import Frozen, Full
 from finetune.adapters.ia3 import IA3
 from finetune.adapters.layers import BitFit, Layers
 from finetune.adapters.lora import LoRA
+from finetune.adapters.virtual_tokens import PrefixTuning, PromptTuning
 from finetune.errors import ConfigError
 
-ADAPTERS: tuple[type[Adapter], ...] = (Full, Frozen, Layers, BitFit, LoRA, AdaLoRA, IA3, AnyPeft)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    Full,
+    Frozen,
+    Layers,
+    BitFit,
+    LoRA,
+    AdaLoRA,
+    IA3,
+    PromptTuning,
+    PrefixTuning,
+    AnyPeft,
+)
 
 
 def adapter_named(name: str) -> Adapter:
@@ -40,5 +52,7 @@ __all__ = [
     "Full",
     "Layers",
     "LoRA",
+    "PrefixTuning",
+    "PromptTuning",
     "adapter_named",
 ]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 
-from finetune.config import Section
+from finetune.config import Section, TrainSettings
 from finetune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from finetune.task import Task
 
 
@@ -27,6 +29,40 @@ class Adapter(Section):
     head_lr_ratio: Annotated[float, Field(gt=0.0)] = 1.0
     """Learning rate of the head as a multiple of train.lr; a new head often bears more than pretrained weights."""
 
+    mergeable: ClassVar[bool] = True
+    """Whether `plain` gives a model of the pretrained class; else the run exports adapter/ and its base alone."""
+    checkpointable: ClassVar[bool] = True
+    """Whether layers may be computed a second time (train.activation_checkpointing)."""
+
+    def check_machine(self) -> None:
+        """Refuse what this machine or installation can't do. Called before data and model are loaded.
+
+        Raises:
+            ConfigError: says what is missing, and what to use instead.
+        """
+
+    def check_training(self, settings: TrainSettings, accelerator: Accelerator) -> None:
+        """Refuse ways to train that this adapter can't go with.
+
+        Raises:
+            ConfigError: names the setting or the launcher's flag.
+        """
+        if self.changes_what_is_trained and accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+            # They settle what is trained when they shard.
+            raise ConfigError(
+                f"adapter={self.name} unfreezes parameters while it trains, which sharded weights can't follow.",
+                "Launch with --multi_gpu in place of FSDP or DeepSpeed, or take another adapter.",
+            )
+        if settings.activation_checkpointing and not self.checkpointable:
+            # transformers leaves out what stands before the text when it computes a layer again.
+            raise ConfigError(
+                f"train.activation_checkpointing=true would drop what adapter={self.name} trains.", "Leave it out."
+            )
+
+    def added_tokens(self) -> int:
+        """Positions of the model's context that the adapter takes up itself."""
+        return 0
+
     def check(self, task: Task, total_updates: int) -> None:
         """Refuse settings that this model or plan can't have.
 
@@ -37,6 +73,23 @@ class Adapter(Section):
     def wrap(self, model: torch.nn.Module, task: Task, total_updates: int) -> torch.nn.Module:
         """The model to train; parameters that stay as they are have requires_grad False."""
         raise NotImplementedError
+
+    def before_update(self, model: torch.nn.Module, update: int) -> bool:
+        """Called before `update` (from 0): whether other parameters are trained from here than before.
+
+        All that are ever trained have requires_grad after `wrap`: the optimizer and checkpoints hold those.
+        """
+        return False
+
+    @property
+    def changes_what_is_trained(self) -> bool:
+        """Whether `before_update` may ever say so."""
+        return False
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the saved adapter goes onto other weights than the pretrained ones, which are then kept with it."""
+        return False
 
     def train_mode(self, model: torch.nn.Module) -> None:
         """Put the model into train mode, but for what must stay in evaluation mode."""
@@ -97,7 +150,7 @@ class Adapter(Section):
         return 0.0
 
     def plain(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model that is exported: merged, of the pretrained model's own class. Takes `model` apart."""
+        """The model that is exported, if `mergeable`: merged, of the pretrained class. Takes `model` apart."""
         return model
 
 

@@ -22,6 +22,9 @@ class Layers(Adapter):
     """Layers with a lower number stay as they are, embeddings included; 0 freezes the embeddings alone."""
     lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Each layer's learning rate as a multiple of that of the layer above it (0.9 is usual)."""
+    unfreeze_every_updates: Annotated[int, Field(ge=1)] | None = None
+    """Gradual unfreezing (arXiv:1801.06146): first what is above the layers is trained, then one layer more, from the
+    top down, each time so many updates have passed; embeddings last."""
 
     def check(self, task: Task, total_updates: int) -> None:
         _, layers = layer_depths(task.model)
@@ -30,16 +33,54 @@ class Layers(Adapter):
                 f"adapter.freeze_below={self.freeze_below}, but the model has {layers} layers.",
                 "Use adapter=frozen to train nothing but the head.",
             )
-        if self.freeze_below is None and self.lr_decay == 1.0:
+        if self.freeze_below is None and self.lr_decay == 1.0 and self.unfreeze_every_updates is None:
             raise ConfigError(
-                "adapter=layers does nothing as it is set.", "Set adapter.freeze_below or adapter.lr_decay."
+                "adapter=layers does nothing as it is set.",
+                "Set adapter.freeze_below, adapter.lr_decay or adapter.unfreeze_every_updates.",
+            )
+        if self.unfreeze_every_updates is not None:
+            self._check_unfreezing(self.unfreeze_every_updates, layers + 1 - self._lowest, total_updates)
+
+    def _check_unfreezing(self, every: int, steps: int, total_updates: int) -> None:
+        setting = f"adapter.unfreeze_every_updates={every}"
+        if steps == 0:
+            raise ConfigError(
+                f"{setting} has nothing to unfreeze: adapter.freeze_below={self.freeze_below} keeps all layers frozen.",
+                "Lower adapter.freeze_below, or leave one of them out.",
+            )
+        if steps * every >= total_updates:
+            longest = (total_updates - 1) // steps
+            raise ConfigError(
+                f"{setting} would unfreeze the last of {steps} parts after {steps * every} updates, and "
+                f"{total_updates} are planned.",
+                f"Set adapter.unfreeze_every_updates={longest} or less." if longest else "Plan more updates.",
             )
 
     def wrap(self, model: torch.nn.Module, task: Task, total_updates: int) -> torch.nn.Module:
         depths, _ = layer_depths(model)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(self.freeze_below is None or depths[name] > self.freeze_below)
+            parameter.requires_grad_(depths[name] >= self._lowest)
         return model
+
+    def before_update(self, model: torch.nn.Module, update: int) -> bool:
+        if self.unfreeze_every_updates is None:
+            return False
+        depths, layers = layer_depths(model)
+        lowest = max(self._lowest, layers + 1 - update // self.unfreeze_every_updates)
+        changed = False
+        for name, parameter in model.named_parameters():
+            changed |= parameter.requires_grad != (depths[name] >= lowest)
+            parameter.requires_grad_(depths[name] >= lowest)
+        return changed
+
+    @property
+    def changes_what_is_trained(self) -> bool:
+        return self.unfreeze_every_updates is not None
+
+    @property
+    def _lowest(self) -> int:
+        """Depth from which on everything is trained in the end."""
+        return 0 if self.freeze_below is None else self.freeze_below + 1
 
     def train_mode(self, model: torch.nn.Module) -> None:
         # As for a frozen encoder: dropout on features that can't adapt to it is only noise.

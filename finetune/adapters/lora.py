@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from finetune.adapters.nf4 import check_nf4, dequantize, quantize
 from finetune.adapters.peft_adapter import PeftAdapter, fan_in_fan_out
 from finetune.adapters.targets import check_patterns, check_rank, kind, pattern_value
 from finetune.errors import ConfigError
@@ -40,6 +41,9 @@ class LoRA(PeftAdapter):
     """`pissa` and `olora` start from the weights' own directions, and leave the rest as the frozen base."""
     lr_ratio: Annotated[float, Field(gt=0.0)] = 1.0
     """Learning rate of B as a multiple of A's (LoRA+, arXiv:2402.12354; 16 is usual)."""
+    quantize: Literal["nf4"] | None = None
+    """`nf4` holds the frozen weights of the targets in 4 bits (QLoRA, arXiv:2305.14314), where bitsandbytes runs; the
+    base that is saved has those weights."""
     rank_pattern: dict[str, Positive] = Field(default_factory=dict)
     """Other ranks for some targets: {"regular expression of the name's end": rank}."""
     alpha_pattern: dict[str, Positive] = Field(default_factory=dict)
@@ -71,6 +75,8 @@ class LoRA(PeftAdapter):
                         f"adapter.init={self.init} can't start {name}, a {kind(module)}.",
                         f"It needs {' or '.join(able)}: choose adapter.targets accordingly, or adapter.init=default.",
                     )
+        if self.quantize is not None:
+            self._check_quantized(modules)
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -84,7 +90,31 @@ class LoRA(PeftAdapter):
             fan_in_fan_out=fan_in_fan_out(model, targets),
         )
 
+    def _check_quantized(self, modules: dict[str, torch.nn.Module]) -> None:
+        for name, module in modules.items():
+            if kind(module) != "Linear":
+                raise ConfigError(
+                    f"adapter.quantize={self.quantize} can't hold {name}, a {kind(module)}.",
+                    "Leave it out of adapter.targets, or leave adapter.quantize out.",
+                )
+        if self.dora or self.init in ("pissa", "olora"):
+            other = "adapter.dora=true" if self.dora else f"adapter.init={self.init}"
+            raise ConfigError(
+                f"adapter.quantize={self.quantize} does not go with {other}, which starts from the whole weights.",
+                "Leave one of them out.",
+            )
+
+    def check_machine(self) -> None:
+        if self.quantize is not None:
+            check_nf4()
+
+    @property
+    def keeps_base(self) -> bool:
+        return self.quantize is not None
+
     def wrap(self, model: torch.nn.Module, task: Task, total_updates: int) -> torch.nn.Module:
+        if self.quantize is not None:
+            quantize(model, self.found_targets(model, task))
         wrapped = super().wrap(model, task, total_updates)
         if self.init in ("pissa", "olora"):
             for layer in _layers(wrapped):
@@ -109,6 +139,8 @@ class LoRA(PeftAdapter):
         return super().save(_as_plain_lora(model), folder, base, revision)
 
     def base(self, model: Any) -> torch.nn.Module:
+        if self.quantize is not None:
+            return super().base(dequantize(copy.deepcopy(model)))
         if self.init not in ("pissa", "olora"):
             return super().base(model)
         whole = copy.deepcopy(model)
@@ -116,6 +148,9 @@ class LoRA(PeftAdapter):
             for layer in _layers(whole):
                 layer.get_base_layer().weight += _start(layer)
         return super().base(whole)
+
+    def plain(self, model: Any) -> torch.nn.Module:
+        return super().plain(dequantize(model))
 
     def tolerance(self) -> float:
         """Reloading PiSSA and OLoRA adds and subtracts their start, which rounds."""

@@ -107,13 +107,7 @@ class PeftAdapter(Adapter):
                 module.eval()
 
     def save(self, model: Any, folder: Path, base: str, revision: str | None) -> bool:
-        config = model.peft_config["default"]
-        config.base_model_name_or_path, config.revision = base, revision
-        with quiet():
-            # Given explicitly, the state is not checked against a base model that PEFT would look up on the hub.
-            model.save_pretrained(folder, state_dict=model.state_dict(), save_embedding_layers=False)
-        # PEFT's card is a form to fill in, whose base is a path of this machine; the run's own card says more.
-        (folder / "README.md").unlink(missing_ok=True)
+        save_peft(model, folder, base, revision)
         return True
 
     def base(self, model: Any) -> torch.nn.Module:
@@ -128,14 +122,31 @@ class PeftAdapter(Adapter):
             return _without_wrappers(whole.unload()).requires_grad_(False)
 
     def load(self, base: Any, folder: Path) -> torch.nn.Module:
-        from peft import PeftModel
-
-        with quiet():
-            return PeftModel.from_pretrained(base, folder)
+        return load_peft(base, folder)
 
     def plain(self, model: Any) -> torch.nn.Module:
         with quiet():
             return _without_wrappers(model.merge_and_unload())
+
+
+def save_peft(model: Any, folder: Path, base: str, revision: str | None) -> None:
+    """Write an adapter alone in PEFT's format, naming `base` as what it goes onto."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base, revision
+    with quiet():
+        # Given explicitly, the state is not checked against a base model that PEFT would look up on the hub.
+        model.save_pretrained(folder, state_dict=model.state_dict(), save_embedding_layers=False)
+    # PEFT's card is a form to fill in, whose base is a path of this machine; the run's own card says more.
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def load_peft(base: Any, folder: Path) -> torch.nn.Module:
+    """A saved adapter on its base, as plain peft loads it."""
+    from peft import PeftModel
+
+    with quiet():
+        loaded: torch.nn.Module = PeftModel.from_pretrained(base, folder)
+    return loaded
 
 
 def fan_in_fan_out(model: torch.nn.Module, targets: list[str]) -> bool:

@@ -13,7 +13,7 @@ from finetune.errors import ConfigError
 from finetune.hardware import use_threads
 from finetune.run_folder import read_record
 
-_DAMAGED = "The folder is not whole; copy it again from where the run was made."
+DAMAGED = "The folder is not whole; copy it again from where the run was made."
 
 
 class Predictor(Protocol):
@@ -52,7 +52,7 @@ def loaded(folder: Path, auto_class: str, reader_class: str = "AutoTokenizer") -
     logging.disable_progress_bar()
     # A folder that isn't there would be taken for the name of a model on the hub.
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder / 'config.json'} is not there.", _DAMAGED)
+        raise ConfigError(f"{folder / 'config.json'} is not there.", DAMAGED)
     try:
         reader = getattr(transformers, reader_class).from_pretrained(folder, local_files_only=True)
         model, info = getattr(transformers, auto_class).from_pretrained(
@@ -61,10 +61,10 @@ def loaded(folder: Path, auto_class: str, reader_class: str = "AutoTokenizer") -
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
         # Many kinds, because each file of a model folder is read by another library.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{folder} can't be loaded: {reason}", _DAMAGED) from None
+        raise ConfigError(f"{folder} can't be loaded: {reason}", DAMAGED) from None
     if info["missing_keys"]:
         # transformers would predict with random numbers in their place.
-        raise ConfigError(f"{folder} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}.", _DAMAGED)
+        raise ConfigError(f"{folder} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}.", DAMAGED)
     return reader, model
 
 

@@ -81,6 +81,8 @@ def model_card(record: Mapping[str, Any], *, picture: bool = False, data_card: b
         usable=reported_split(record) is not None,
         task=task,
         **_example(record, task, max_tokens),
+        adapter_base=_adapter_base(record, model),
+        chat="response" in part(config, "data"),
         samples=quoted_samples(record),
         answers=answers_line(record["answers"]) if record.get("answers") else "",
         labels=", ".join(f"`{_code(label)}`" for label in labels[:MAX_LABELS])
@@ -124,6 +126,16 @@ def _example(record: Mapping[str, Any], task: str, max_tokens: int | None) -> di
     return {"call": "classify", "example": '"Your text here."', "call_arguments": arguments}
 
 
+def _adapter_base(record: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """What loads the base of a run that exported an adapter alone, as Python; empty where there is a model/."""
+    parts = part(part(record, "export_check"), "parts")
+    if not parts or "model" in parts:
+        return ""
+    if model.get("revision") is None:
+        return json.dumps({"pretrained_model_name_or_path": "base"})
+    return json.dumps({"pretrained_model_name_or_path": model["name"], "revision": model["revision"]})
+
+
 def _code(text: object) -> str:
     return clean(text).replace("`", "'").replace("|", "\\|")
 
@@ -162,7 +174,7 @@ def _metadata(record: Mapping[str, Any], task: str) -> ModelCardData:
         datasets=[source] if _is_hub_id(source) else None,
         language=data.get("language"),
         license=record.get("license"),
-        library_name="transformers",
+        library_name="peft" if _adapter_base(record, model) else "transformers",
         pipeline_tag=task,
         tags=[task, "finetune-proven"],
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,

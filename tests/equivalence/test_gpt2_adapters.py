@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from accelerate import Accelerator
 
 from finetune.checkpoint import Checkpoints
+from finetune.data.batching import RowKey
 from finetune.data.loader import load_data
+from finetune.errors import ConfigError
 from finetune.experiment import build_trainer
-from finetune.export import export, refuse_unequal
+from finetune.export import export, load_export, refuse_unequal
 from finetune.history import History, read_history
 from finetune.language_settings import PlainTextData
 from finetune.recipe import load_recipe, override
@@ -24,6 +27,11 @@ pytestmark = [
 ]
 
 LORA = ("adapter=lora", "adapter.rank=8", "train.lr=3e-3")
+# 64 positions, of which the virtual tokens take their own.
+PROMPT = ("adapter=prompt", "adapter.tokens=16", "data.block_tokens=48", "train.lr=3e-1")
+PREFIX = ("adapter=prefix", "adapter.tokens=16", "data.block_tokens=48", "train.lr=1e-1")
+VERA = ("adapter=peft", "adapter.config_class=VeraConfig", 'adapter.settings={"r": 16}', "train.lr=1e-1")
+LOHA = ("adapter=peft", "adapter.config_class=LoHaConfig", 'adapter.settings={"r": 4}', "train.lr=1e-2")
 ADALORA = ("adapter=adalora", "adapter.init_r=8", "adapter.target_r=4", "train.lr=1e-2")
 # The four matrices of a GPT-2 layer, all of them Conv1D.
 LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -89,8 +97,6 @@ def test_merged_and_reloaded_conv1d_layers_are_what_was_trained(
 ) -> None:
     trainer = adapted(tales, base_model, tmp_path, *adapter)
     rows = trainer.task.rows["valid"]
-    from finetune.data.batching import RowKey
-
     batch = trainer.task.collate(rows.__getitems__([RowKey(0, index) for index in range(8)]))
 
     def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -137,3 +143,92 @@ def test_a_merged_matrix_is_the_update_turned_over(tales: Path, base_model: Path
     merged = trainer.adapter.plain(trainer.model).transformer.h[2].mlp.c_fc.weight
     assert torch.allclose(merged, expected, atol=1e-7)
     assert not torch.allclose(merged, before, atol=1e-3)
+
+
+def test_losses_with_virtual_tokens_equal_pefts(tales: Path, base_model: Path, tmp_path: Path) -> None:
+    """PEFT's own: what the model computes from labels, which PEFT fills up for the virtual tokens."""
+    for adapter in (PROMPT, PREFIX):
+        trainer = adapted(tales, base_model, tmp_path, *adapter)
+        model = trainer.model.eval()
+        torch.nn.init.normal_(model.prompt_encoder.default.embedding.weight, std=0.5)
+        batch = trainer.task.collate(trainer.task.rows["train"].__getitems__([RowKey(0, index) for index in range(4)]))
+        ids, targets = batch["input_ids"], batch["targets"]
+        ours = trainer.task.loss_sum(model, batch) / trainer.task.count(batch)
+        # The model compares position t with labels[t + 1], so the last target has no place there.
+        labels = torch.cat([torch.full_like(ids[:, :1], -100), targets[:, :-1]], 1)
+        theirs = model(input_ids=ids, labels=labels, use_cache=False).loss
+        counted = trainer.task.count({"targets": targets[:, :-1]})
+        last = trainer.task.loss_sum(model, batch) - theirs * counted
+        logits = model(input_ids=ids, use_cache=False).logits[:, -1]
+        expected = torch.nn.functional.cross_entropy(logits, targets[:, -1], ignore_index=-100, reduction="sum")
+        assert last.item() == pytest.approx(expected.item(), rel=1e-3)
+        plain = trainer.task.loss_sum(model.get_base_model(), batch) / trainer.task.count(batch)
+        assert abs(plain.item() - ours.item()) > 1e-2
+
+
+@pytest.mark.parametrize("adapter", [PROMPT, PREFIX], ids=["prompt", "prefix"])
+def test_virtual_tokens_are_trained_resumed_to_the_bit_and_reloaded_as_they_were(
+    tales: Path, base_model: Path, tmp_path: Path, adapter: tuple[str, ...]
+) -> None:
+    settings = (*adapter, "train.save_every_updates=8", "train.micro_batch_size=3", "train.eval_every_updates=20")
+    trainer = adapted(tales, base_model, tmp_path / "whole", *settings)
+    trainer.checkpoints.keep = 9
+    batch = trainer.task.collate(trainer.task.rows["valid"].__getitems__([RowKey(0, index) for index in range(8)]))
+
+    def logits(model: torch.nn.Module) -> torch.Tensor:
+        with torch.inference_mode():
+            return model.eval()(input_ids=batch["input_ids"], use_cache=False).logits
+
+    before, start = logits(trainer.model), trainer.model.get_base_model().state_dict()
+    start = {name: value.clone() for name, value in start.items()}
+    trainer.fit()
+    live = logits(trainer.model)
+    losses = [line["loss"] for line in read_history(tmp_path / "whole" / "history.jsonl") if "loss" in line]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert (live - before).abs().max() > 1e-1
+    assert all(torch.equal(value, start[name]) for name, value in trainer.model.get_base_model().state_dict().items())
+    assert [name for name, value in trainer.model.named_parameters() if value.requires_grad] == [
+        "prompt_encoder.default.embedding.weight"
+    ]
+
+    resumed = adapted(tales, base_model, tmp_path / "resumed", *settings)
+    shutil.copytree(trainer.checkpoints.path(8), resumed.checkpoints.path(8))
+    shutil.copy(tmp_path / "whole" / "history.jsonl", tmp_path / "resumed")
+    resumed.fit(resume=True)
+    assert torch.equal(logits(resumed.model), live)
+    histories = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("whole", "resumed")]
+    assert histories[0] == histories[1]
+
+    exported = export(trainer.task, trainer, tmp_path / "whole")
+    refuse_unequal(exported["export_check"])
+    assert set(exported["export_check"]["parts"]) == {"adapter"}
+    assert exported["export_check"]["parts"]["adapter"]["difference"] == 0.0
+    assert not (tmp_path / "whole" / "model").exists()
+    # And once more, as somebody without this toolkit does it.
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "base")
+    reloaded = PeftModel.from_pretrained(base, tmp_path / "whole" / "adapter")
+    assert torch.equal(logits(reloaded), live)
+    assert torch.equal(logits(load_export(trainer.task, trainer.adapter, tmp_path / "whole")), live)
+
+
+def test_virtual_tokens_that_leave_no_positions_are_refused(tales: Path, base_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"takes 64, of which adapter.tokens takes up 20.*\n.*block_tokens=44"):
+        adapted(tales, base_model, tmp_path, "adapter=prompt")
+
+
+def test_other_methods_of_peft_go_into_conv1d_layers_or_say_that_they_can_not(
+    tales: Path, base_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"doesn't fit this model: .*Conv1D.* not supported"):
+        adapted(tales, base_model, tmp_path / "loha", *LOHA)
+    trainer = adapted(tales, base_model, tmp_path / "vera", *VERA)
+    start = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    trainer.fit()
+    assert all(not torch.equal(value, trainer.model.get_parameter(name)) for name, value in start.items())
+    assert len(start) == 2 * 4 * len(LAYERS)
+    check = export(trainer.task, trainer, tmp_path / "vera")["export_check"]
+    refuse_unequal(check)
+    assert check["parts"]["adapter"]["difference"] == 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -229,3 +230,35 @@ def test_instructions_tune_the_embedded_decoder(tmp_path: Path) -> None:
     assert after["n"] == record["data"]["rows"]["test"] <= 5
     assert record["config"]["data"]["max_tokens"] == 128
     assert len(record["samples"]) == 1
+
+
+def test_a_run_with_virtual_tokens_is_used_from_its_adapter_and_base(
+    scratch: Path, tales: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = [
+        f"model.name={scratch / 'model'}", "data.block_tokens=48", "adapter.tokens=12", "train.lr=1e-1",
+        "train.max_updates=4", "objective.sample_tokens=60",
+    ]  # fmt: skip
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = launch(f"{LINE} gpt2_clm --adapter prompt", "--data", tales, *options, "--output", run)
+    assert done.returncode == 0, done.stderr
+    assert "There is no model/: virtual tokens can't be merged" in done.stdout
+    assert not (run / "model").exists()
+    record = record_of(run)
+    assert set(record["export_check"]["parts"]) == {"adapter"}
+    assert record["model"]["trainable"] == 12 * 128
+    assert len(record["samples"][0]["after"]) > 30
+    answered = finetune("predict", run, "--text", "The king", "--max-new-tokens", 15)
+    assert answered.returncode == 0, answered.stderr
+    assert json.loads(answered.stdout)["generated"]
+    refused = finetune("merge", run, "--dtype", "float16")
+    assert refused.returncode == 2
+    assert "adapter=prompt can't be merged" in refused.stderr
+    (code,) = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text("utf-8"), re.DOTALL)
+    moved = run.rename(tmp_path / "moved")
+    stranger = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=moved, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert stranger.returncode == 0, stranger.stderr
+    assert stranger.stdout.startswith(record["config"]["objective"]["prompts"][0])

@@ -9,7 +9,20 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from finetune.adapters import IA3, AdaLoRA, Adapter, AnyPeft, BitFit, Frozen, Full, Layers, LoRA, adapter_named
+from finetune.adapters import (
+    IA3,
+    AdaLoRA,
+    Adapter,
+    AnyPeft,
+    BitFit,
+    Frozen,
+    Full,
+    Layers,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    adapter_named,
+)
 from finetune.adapters.adapter import head_parameters
 from finetune.adapters.layers import layer_depths
 from finetune.adapters.targets import find_targets
@@ -32,7 +45,7 @@ def bert() -> torch.nn.Module:
 
 def task_of(model: torch.nn.Module, **facts: Any) -> Any:
     common = {"head_modules": ["classifier"], "fixed_modules": (), "target_modules": ("all-linear",)}
-    return SimpleNamespace(model=model, **{**common, **facts})
+    return SimpleNamespace(model=model, **{**common, "kind": "text-classification", **facts})
 
 
 @pytest.fixture
@@ -74,11 +87,27 @@ def task() -> Any:
         (AnyPeft(config_class="LoraConfig", settings={"bias": "some"}), r"bias=\"some\" is refused"),
         (Layers(), r"adapter=layers does nothing"),
         (Layers(freeze_below=LAYERS + 1), r"freeze_below=4, but the model has 3 layers"),
+        (Layers(unfreeze_every_updates=30), r"would unfreeze the last of 4 parts after 120 updates.*\n.*=24 or less"),
+        (Layers(unfreeze_every_updates=1, freeze_below=LAYERS), r"has nothing to unfreeze"),
+        (PromptTuning(), r"adapter=prompt puts virtual tokens before .* task is text-classification.*\n.*lora"),
+        (PrefixTuning(), r"adapter=prefix puts virtual tokens before"),
     ],
 )
 def test_what_a_model_or_plan_cant_have_is_refused(task: Any, adapter: Adapter, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         adapter.check(task, 100)
+
+
+def test_ways_to_train_that_an_adapter_cant_go_with_are_refused() -> None:
+    sharded: Any = SimpleNamespace(distributed_type="FSDP")
+    alone: Any = SimpleNamespace(distributed_type="NO")
+    again = TrainSettings(activation_checkpointing=True)
+    with pytest.raises(ConfigError, match="sharded weights can't follow"):
+        Layers(unfreeze_every_updates=2).check_training(TrainSettings(), sharded)
+    with pytest.raises(ConfigError, match="activation_checkpointing=true would drop what adapter=prefix trains"):
+        PrefixTuning().check_training(again, alone)
+    Layers(lr_decay=0.9).check_training(again, sharded)
+    PromptTuning().check_training(again, alone)
 
 
 def test_a_plan_too_short_for_adalora_is_refused(task: Any) -> None:
