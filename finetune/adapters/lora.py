@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
 
-from finetune.adapters.nf4 import check_nf4, dequantize, quantize
+from finetune.adapters.nf4 import BLOCK, check_nf4, dequantize, quantize
 from finetune.adapters.peft_adapter import PeftAdapter, fan_in_fan_out
 from finetune.adapters.targets import check_patterns, check_rank, kind, pattern_value
 from finetune.errors import ConfigError
@@ -92,9 +92,10 @@ class LoRA(PeftAdapter):
 
     def _check_quantized(self, modules: dict[str, torch.nn.Module]) -> None:
         for name, module in modules.items():
-            if kind(module) != "Linear":
+            if kind(module) != "Linear" or cast(torch.Tensor, module.weight).numel() % BLOCK:
+                what = f"a {kind(module)}" if kind(module) != "Linear" else f"whose weights are no multiple of {BLOCK}"
                 raise ConfigError(
-                    f"adapter.quantize={self.quantize} can't hold {name}, a {kind(module)}.",
+                    f"adapter.quantize={self.quantize} can't hold {name}, {what}.",
                     "Leave it out of adapter.targets, or leave adapter.quantize out.",
                 )
         if self.dora or self.init in ("pissa", "olora"):

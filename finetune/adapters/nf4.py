@@ -42,9 +42,9 @@ class NF4Linear(torch.nn.Linear):
 
         torch.nn.Module.__init__(self)
         self.out_features, self.in_features = linear.weight.shape
-        codes, state = kernels.quantize_4bit(
-            linear.weight.detach().float(), blocksize=BLOCK, quant_type="nf4", compress_statistics=False
-        )
+        # A block a row: on CPUs bitsandbytes 0.50 takes the wrong scales where a row is no whole number of blocks.
+        blocks = linear.weight.detach().float().reshape(-1, BLOCK)
+        codes, state = kernels.quantize_4bit(blocks, blocksize=BLOCK, quant_type="nf4", compress_statistics=False)
         self.register_parameter("bias", linear.bias)
         # No buffers: DDP would send them at every update, and a checkpoint look for them.
         self.codes, self.scales, self.levels = codes, state.absmax, state.code
@@ -62,14 +62,14 @@ class NF4Linear(torch.nn.Linear):
 
         state = kernels.QuantState(
             absmax=self.scales,
-            shape=torch.Size((self.out_features, self.in_features)),
+            shape=torch.Size((self.out_features * self.in_features // BLOCK, BLOCK)),
             code=self.levels,
             blocksize=BLOCK,
             quant_type="nf4",
             dtype=torch.float32,
         )
         found: torch.Tensor = kernels.dequantize_4bit(self.codes, state)
-        return found
+        return found.view(self.out_features, self.in_features)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = _Product.apply(input, self)

@@ -119,14 +119,14 @@ class PeftAdapter(Adapter):
                 # Else the base would carry the trained head, and nobody would notice an adapter without it.
                 module.modules_to_save["default"] = module.original_module
         with quiet():
-            return _without_wrappers(whole.unload()).requires_grad_(False)
+            return _without_wrappers(whole).unload().requires_grad_(False)
 
     def load(self, base: Any, folder: Path) -> torch.nn.Module:
         return load_peft(base, folder)
 
     def plain(self, model: Any) -> torch.nn.Module:
         with quiet():
-            return _without_wrappers(model.merge_and_unload())
+            return _without_wrappers(model).merge_and_unload()
 
 
 def save_peft(model: Any, folder: Path, base: str, revision: str | None) -> None:
@@ -154,8 +154,11 @@ def fan_in_fan_out(model: torch.nn.Module, targets: list[str]) -> bool:
     return any(kind(model.get_submodule(name)) == "Conv1D" for name in targets)
 
 
-def _without_wrappers(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with heads that PEFT left wrapped (it does for some methods) as plain modules."""
+def _without_wrappers(model: Any) -> Any:
+    """The model with its wrapped heads as plain modules.
+
+    Before PEFT unloads it: some methods leave heads wrapped, and some fail at one of several modules (a ResNet's).
+    """
     from peft.utils import ModulesToSaveWrapper
 
     wrapped = {name: module for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.errors import ConfigError, TrainingError
 from finetune.files import sha256_file
+from finetune.merge import merge
 from tests.integration.test_launch_line import finetune, record_of
 from tests.trainers import EXACT, write_reviews
 
@@ -32,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_merged_model_is_the_adapter_on_its_base_rounded_once(run: Path) -> None:
-    """Against plain peft and plain transformers; the same command twice is refused."""
+    """Against plain peft and plain transformers; the same folder twice is refused."""
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -58,9 +60,8 @@ def test_a_merged_model_is_the_adapter_on_its_base_rounded_once(run: Path) -> No
     for name, value in whole.state_dict().items():
         # model/ was merged by the run itself, and one rounding to fp32 may end on either side of one to bf16.
         assert torch.allclose(value.float(), exact[name].bfloat16().float(), rtol=2**-7, atol=0), name
-    again = finetune("merge", run, "--dtype", "bfloat16")
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
+    with pytest.raises(ConfigError, match="exists already"):
+        merge(str(run), "bfloat16", None)
 
 
 def test_what_can_not_be_merged_is_refused_and_leaves_no_folder(run: Path, tmp_path: Path) -> None:
@@ -74,29 +75,28 @@ def test_what_can_not_be_merged_is_refused_and_leaves_no_folder(run: Path, tmp_p
     (head,) = (name for name in tensors if name.endswith("classifier.weight"))
     tensors[head] *= 1e6
     save_file(tensors, path, metadata={"format": "pt"})
-    done = finetune("merge", copied, "--dtype", "float16", "--out", tmp_path / "half")
-    assert done.returncode == 1
-    assert "is not what was trained: its logits differ" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
-    assert "merged" not in record_of(copied)
-
     record = record_of(copied)
+    with pytest.raises(TrainingError, match="is not what was trained: its logits differ"):
+        merge(str(copied), "float16", str(tmp_path / "half"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert record_of(copied) == record
+
     record["model"]["sha256"] = "0" * 64
     (copied / "run.json").write_text(json.dumps(record))
-    done = finetune("merge", copied, "--dtype", "float32")
-    assert done.returncode == 2
-    assert "has other weights than when" in done.stderr
+    with pytest.raises(ConfigError, match="has other weights than when"):
+        merge(str(copied), "float32", None)
 
 
-def test_a_run_without_an_adapter_is_written_in_the_precision(run: Path, tmp_path: Path) -> None:
+def test_a_run_without_an_adapter_is_written_in_the_precision(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A record that says adapter=full and a model/ alone: what a run of bert_cls leaves."""
     copied = tmp_path / "run"
     shutil.copytree(run, copied, ignore=shutil.ignore_patterns("checkpoints", "model-*", "adapter", "base"))
     record = {name: value for name, value in record_of(copied).items() if name != "merged"}
     record["config"]["adapter"] = {"name": "full", "head_lr_ratio": 1.0}
     (copied / "run.json").write_text(json.dumps(record))
-    done = finetune("merge", copied, "--dtype", "float32", "--out", tmp_path / "same")
-    assert done.returncode == 0, done.stderr
-    assert "has no adapter, so nothing is merged" in done.stdout
+    assert merge(str(copied), "float32", str(tmp_path / "same")) == 0
+    assert "has no adapter, so nothing is merged" in capsys.readouterr().out
     assert sha256_file(tmp_path / "same" / "model.safetensors") == sha256_file(copied / "model" / "model.safetensors")
     assert record_of(copied)["merged"][0]["difference"] == 0.0
