@@ -92,7 +92,7 @@ class Trainer:
         )
         with progress_bar(accelerator, "train", total, "update", done=progress.update) as bar:
             for update in updates:
-                if self.adapter.before_update(self.model, progress.update):
+                if self.adapter.before_update(self.model, self.task, progress.update):
                     model = self.gradients.prepare_again(model)
                 set_lr(optimizer, lr_factor(progress.update, total, warmup, settings.lr_schedule, settings.lr_end))
                 loss, grad_norm, self.stopped_by = self._update(model, optimizer, progress.update, update)

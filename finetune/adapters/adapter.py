@@ -74,7 +74,7 @@ class Adapter(Section):
         """The model to train; parameters that stay as they are have requires_grad False."""
         raise NotImplementedError
 
-    def before_update(self, model: torch.nn.Module, update: int) -> bool:
+    def before_update(self, model: torch.nn.Module, task: Task, update: int) -> bool:
         """Called before `update` (from 0): whether other parameters are trained from here than before.
 
         All that are ever trained have requires_grad after `wrap`: the optimizer and checkpoints hold those.
@@ -161,7 +161,7 @@ def leave_fixed(model: torch.nn.Module, task: Task) -> None:
         ConfigError: nothing is left to train.
     """
     for name, parameter in model.named_parameters():
-        if any(f".{fixed}." in f".{name}" for fixed in task.fixed_modules):
+        if is_fixed(name, task):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("The adapter leaves nothing of this model to train.", "Use adapter=full.")
@@ -175,3 +175,8 @@ def head_parameters(model: torch.nn.Module, task: Task) -> list[str]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and any(head in f".{name}" for head in heads)
     ]
+
+
+def is_fixed(parameter: str, task: Task) -> bool:
+    """Whether a parameter, by its name in the model or in a wrapped one, is of the task's `fixed_modules`."""
+    return any(f".{fixed}." in f".{parameter}" for fixed in task.fixed_modules)

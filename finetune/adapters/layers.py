@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field
 
-from finetune.adapters.adapter import Adapter
+from finetune.adapters.adapter import Adapter, is_fixed
 from finetune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,15 +62,16 @@ class Layers(Adapter):
             parameter.requires_grad_(depths[name] >= self._lowest)
         return model
 
-    def before_update(self, model: torch.nn.Module, update: int) -> bool:
+    def before_update(self, model: torch.nn.Module, task: Task, update: int) -> bool:
         if self.unfreeze_every_updates is None:
             return False
         depths, layers = layer_depths(model)
         lowest = max(self._lowest, layers + 1 - update // self.unfreeze_every_updates)
         changed = False
         for name, parameter in model.named_parameters():
-            changed |= parameter.requires_grad != (depths[name] >= lowest)
-            parameter.requires_grad_(depths[name] >= lowest)
+            trained = depths[name] >= lowest and not is_fixed(name, task)
+            changed |= parameter.requires_grad != trained
+            parameter.requires_grad_(trained)
         return changed
 
     @property

@@ -23,7 +23,7 @@ from finetune.adapters import (
     PromptTuning,
     adapter_named,
 )
-from finetune.adapters.adapter import head_parameters
+from finetune.adapters.adapter import head_parameters, leave_fixed
 from finetune.adapters.layers import layer_depths
 from finetune.adapters.targets import find_targets
 from finetune.config import TrainSettings
@@ -44,8 +44,8 @@ def bert() -> torch.nn.Module:
 
 
 def task_of(model: torch.nn.Module, **facts: Any) -> Any:
-    common = {"head_modules": ["classifier"], "fixed_modules": (), "target_modules": ("all-linear",)}
-    return SimpleNamespace(model=model, **{**common, "kind": "text-classification", **facts})
+    usual = {"kind": "text-classification", "head_modules": ["classifier"], "target_modules": ("all-linear",)}
+    return SimpleNamespace(model=model, **{**usual, "fixed_modules": (), **facts})
 
 
 @pytest.fixture
@@ -111,6 +111,29 @@ def test_ways_to_train_that_an_adapter_cant_go_with_are_refused() -> None:
         PrefixTuning().check_training(again, alone)
     Layers(lr_decay=0.9).check_training(again, sharded)
     PromptTuning().check_training(again, alone)
+
+
+def test_unfreezing_goes_down_layer_by_layer_and_leaves_fixed_modules_alone() -> None:
+    model = bert()
+    task = task_of(model, fixed_modules=("bert.pooler",))
+    adapter = Layers(unfreeze_every_updates=2)
+    model = adapter.wrap(model, task, 20)
+    leave_fixed(model, task)
+    ever = {name for name, value in model.named_parameters() if value.requires_grad}
+    trained = {}
+    for update in range(12):
+        changed = adapter.before_update(model, task, update)
+        assert changed == (update % 2 == 0 and update <= 2 * (LAYERS + 1))
+        trained[update] = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert trained[0] == {"classifier.weight", "classifier.bias"}
+    for update in (3, 5, 7):
+        lowest = LAYERS - update // 2
+        assert {name.split(".")[3] for name in trained[update] if "layer" in name.split(".")} == {
+            str(layer) for layer in range(lowest, LAYERS)
+        }
+        assert not any("embeddings" in name for name in trained[update])
+    assert trained[8] == trained[11] == ever
+    assert not any("pooler" in name for name in ever)
 
 
 def test_a_plan_too_short_for_adalora_is_refused(task: Any) -> None:
