@@ -23,10 +23,9 @@ ROOT = Path(__file__).parents[2]
 LAUNCH_FLAGS = ["--recipe", "--set", "--data", "--adapter", "--seed", "--output", "--resume"]
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pydantic", "sklearn", "pyarrow", "accelerate", "matplotlib"}
 COMMANDS = [
-    "list", "show", "cp", "diff", "plan", "run", "predict", "bench", "bench list", "bench plan",
-    "bench run", "bench show", "bench check", "compare", "slices", "calibrate", "risk-coverage", "data leaks", "replay",
-    "verify",
-    "verify resume", "data", "data check", "data card", "data list", "cache",
+    "list", "show", "cp", "diff", "plan", "run", "predict", "merge", "bench", "bench list", "bench plan",
+    "bench run", "bench show", "bench check", "compare", "slices", "calibrate", "risk-coverage", "replay",
+    "verify", "verify resume", "data", "data check", "data leaks", "data card", "data list", "cache",
     "cache ls", "cache verify", "cache clear",
 ]  # fmt: skip
 
