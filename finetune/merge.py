@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from finetune.errors import ConfigError, TrainingError
 from finetune.evaluation.predict import to_device
-from finetune.export import BASE, MERGE_TOLERANCE, difference, probe_batch
+from finetune.export import BASE, difference, probe_batch
 from finetune.files import sha256_file, write_json
 from finetune.options import recorded_recipe
 from finetune.run_folder import read_record
@@ -33,7 +33,7 @@ def merge(run: str, dtype: str, out: str | None) -> int:
     merged ones rounded once, to the bit, and its logits on the run's first validation rows are compared.
 
     The tolerance is the precision's own: four times what the pretrained base, without any fine-tuning, differs from
-    itself in fp32 on the same rows when it alone is rounded. For float32 it is that of every export.
+    itself in fp32 on the same rows when it alone is rounded. For float32 it is that of the run's own export.
 
     Raises:
         ConfigError: no finished run there, nothing that could be merged, or `out` is taken.
@@ -45,7 +45,10 @@ def merge(run: str, dtype: str, out: str | None) -> int:
     target = Path(out) if out is not None else folder / f"model-{dtype}"
     _check_target(target)
     adapted = (folder / "adapter").is_dir()
-    if adapted and "model" not in record.get("export_check", {}).get("parts", {}):
+    parts = record.get("export_check", {}).get("parts", {})
+    if "model" not in parts and not adapted:
+        raise ConfigError(f"{folder / 'run.json'} does not say what the run exported.", "Start a new run.")
+    if "model" not in parts:
         raise ConfigError(
             f"adapter={record['config']['adapter']['name']} can't be merged: it adds tokens and changes no weights.",
             f"Use {folder / 'adapter'} on its base.",
@@ -76,7 +79,8 @@ def merge(run: str, dtype: str, out: str | None) -> int:
             f"{folder / ('adapter' if adapted else 'model')} can't be loaded: {reason}",
             "The folder is not whole; copy it again from where the run was made.",
         ) from None
-    tolerance = max(MERGE_TOLERANCE, FACTOR * rounding)
+    # That of the run's own export is wider than usual where the model's fp32 itself is coarse.
+    tolerance = max(float(parts["model"]["tolerance"]), FACTOR * rounding)
     part = {**_write(task, model, DTYPES[dtype], target, batch, reference, tolerance), "rounding": rounding}
     part |= {"dtype": dtype, "rows": rows, "folder": str(target)}
     # Read anew: another merge may have been recorded meanwhile.
