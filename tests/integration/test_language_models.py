@@ -17,7 +17,9 @@ import torch
 from finetune.data.loader import load_data
 from finetune.data.sources import resolve_model, wheel_members
 from finetune.data.wheels import parse_pypi
+from finetune.errors import ConfigError
 from finetune.language_settings import PlainTextData
+from finetune.merge import merge
 from finetune.recipe import base
 from tests.integration.test_launch_line import TWO, environment, finetune, launch, losses, record_of
 
@@ -252,9 +254,8 @@ def test_a_run_with_virtual_tokens_is_used_from_its_adapter_and_base(
     answered = finetune("predict", run, "--text", "The king", "--max-new-tokens", 15)
     assert answered.returncode == 0, answered.stderr
     assert json.loads(answered.stdout)["generated"]
-    refused = finetune("merge", run, "--dtype", "float16")
-    assert refused.returncode == 2
-    assert "adapter=prompt can't be merged" in refused.stderr
+    with pytest.raises(ConfigError, match="adapter=prompt can't be merged"):
+        merge(str(run), "float16", None)
     (code,) = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text("utf-8"), re.DOTALL)
     moved = run.rename(tmp_path / "moved")
     stranger = subprocess.run(
