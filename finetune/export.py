@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,19 +44,19 @@ def export(task: Task, trainer: Trainer, folder: Path) -> dict[str, Any]:
         TrainingError: training ended without having done what the adapter is for.
         CheckpointError: the disk is full or read-only.
     """
-    from accelerate.utils import broadcast_object_list
+    from finetune.launch import shared_text
 
-    summary = trainer.adapter.summary(trainer.model)
-    found: list[Any] = [None]
-    if trainer.accelerator.is_main_process:
+    def saved() -> str:
         try:
-            found = [_save_and_check(task, trainer, folder)]
+            return json.dumps(_save_and_check(task, trainer, folder))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"The model can't be written to {folder / 'model'}: {error}",
                 f"Make room, then: --resume {folder}. Nothing is trained twice.",
             ) from None
-    return {"export_check": broadcast_object_list(found)[0], "adapter_summary": summary}
+
+    summary = trainer.adapter.summary(trainer.model)
+    return {"export_check": json.loads(shared_text(trainer.accelerator, saved)), "adapter_summary": summary}
 
 
 def load_export(task: Task, adapter: Adapter, folder: Path) -> torch.nn.Module:

@@ -106,14 +106,18 @@ def say(accelerator: Accelerator, text: str) -> None:
         sys.stdout.flush()
 
 
-def shared_folder(accelerator: Accelerator, make: Callable[[], Path]) -> Path:
-    """A folder that the main process makes and all know. Its name travels as bytes in a tensor, never as a pickle."""
+def shared_text(accelerator: Accelerator, make: Callable[[], str]) -> str:
+    """A text that the main process makes and all know. It travels as bytes in a tensor, never as a pickle."""
     import torch
 
-    size = 4096
-    name = torch.zeros(size, dtype=torch.int32)
-    if accelerator.is_main_process:
-        encoded = str(make().absolute()).encode()
-        name[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.int32)
-    summed = accelerator.reduce(name.to(accelerator.device), reduction="sum").cpu()
-    return Path(bytes(byte for byte in summed.tolist() if byte).decode())
+    encoded = make().encode() if accelerator.is_main_process else b""
+    size = accelerator.reduce(torch.tensor([len(encoded)], device=accelerator.device), reduction="sum")
+    letters = torch.zeros(int(size), dtype=torch.int32)
+    letters[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.int32)
+    summed = accelerator.reduce(letters.to(accelerator.device), reduction="sum").cpu()
+    return bytes(summed.tolist()).decode()
+
+
+def shared_folder(accelerator: Accelerator, make: Callable[[], Path]) -> Path:
+    """A folder that the main process makes and all know."""
+    return Path(shared_text(accelerator, lambda: str(make().absolute())))

@@ -185,11 +185,11 @@ def state_dict(file: Path, name: str) -> dict[str, torch.Tensor]:
     Raises:
         SourceError: it holds anything else.
     """
-    import pickle
+    from pickle import UnpicklingError  # what that reader raises; nothing of pickle is called
 
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise SourceError(f"{name} holds no plain tensors: {str(error).splitlines()[0]}", "Don't use it.") from None
     inner = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(inner, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in inner.values()):
