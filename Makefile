@@ -1,4 +1,4 @@
-# make setup | demo | test | notebooks | faults | check | clean.  Needs Python 3.11 or newer and a package registry, nothing else.
+# make setup | demo | test | notebooks | matrix | faults | check | clean.  Needs Python 3.11 or newer and a package registry, nothing else.
 #
 #   make PYTHON=python3.12 setup          another interpreter
 #   make TORCH_INDEX_URL=... setup        PyTorch from an index of its own (the README names the CPU-only one);
@@ -14,13 +14,14 @@ BIN := $(VENV)/bin
 # Newer than pyproject.toml when everything is installed, so that a second run installs nothing.
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test notebooks faults faults-full check clean
+.PHONY: help setup demo test notebooks matrix faults faults-full check clean
 
 help:
 	@echo "make setup   virtual environment in $(VENV) with the project and its tools"
 	@echo "make demo    fine-tune BERT on real reviews: the README's first command"
 	@echo "make test    all tests"
 	@echo "make notebooks   execute the notebooks and write their outputs anew: five minutes"
+	@echo "make matrix  every recipe with every adapter: 2 processes equal 1, resumed runs equal whole ones, copies the built-in"
 	@echo "make faults  kills, damage, full disks, malformed and hostile input: at most 20 minutes; faults-full: hours"
 	@echo "make check   ruff and mypy"
 	@echo "make clean   remove everything that make made; runs/ and the model cache stay"
@@ -46,6 +47,10 @@ test: $(STAMP)
 
 notebooks: $(STAMP)
 	$(BIN)/python -m tests.integration.notebooks
+
+# Goes on where it was stopped; the record is tests/matrix/results.json.
+matrix: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.matrix
 
 # Both go on where they were stopped; the records are in tests/integration/faults/results.
 faults: $(STAMP)
