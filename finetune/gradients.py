@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, TrainingError
+from finetune.memory import Shortage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,7 +38,14 @@ class Gradients(Protocol):
         count: torch.Tensor,
         penalty: Callable[[], torch.Tensor | None],
     ) -> torch.Tensor:
-        """Forward and backward through this process's micro-batches: the mean loss over all processes, a scalar.
+        """Forward and backward through this process's micro-batches.
+
+        Returns:
+            [2]: the mean loss over all processes, and how many of them had no memory for it. Where that is not 0 the
+            gradients of all are good for nothing.
+
+        Raises:
+            TrainingError: a process had no memory where the others can't be told.
 
         Args:
             loss_sum: micro-batch to the sum of its losses; 0 for an empty one.
@@ -43,12 +53,20 @@ class Gradients(Protocol):
             penalty: added once an update to the mean loss, or None.
         """
 
+    def undo(self) -> None:
+        """Put back what the last `accumulate` changed besides gradients, in every process: BatchNorm's statistics."""
+
 
 class Averaged:
     """By DDP: one reduction an update, beside the last backward pass. Its order of sums depends on the processes."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
+        self.statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def undo(self) -> None:
+        for buffer, before in self.statistics:
+            buffer.copy_(before)
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
         prepared: torch.nn.Module = self.accelerator.prepare_model(model)
@@ -70,21 +88,46 @@ class Averaged:
         count: torch.Tensor,
         penalty: Callable[[], torch.Tensor | None],
     ) -> torch.Tensor:
-        accelerator = self.accelerator
-        total = torch.zeros((), device=accelerator.device)
+        accelerator, short, reducing = self.accelerator, Shortage(model), False
+        total = torch.zeros(2, device=accelerator.device)
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+        self.statistics = [(buffer, buffer.clone()) for module in norms for buffer in module.buffers(recurse=False)]
+
+        def backward(micro: MicroBatch, last: bool) -> torch.Tensor:
+            nonlocal reducing
+            # A shard without rows still takes part in the reduction: it sends a borrowed row through, times 0.
+            shard_sum = loss_sum(micro)
+            # DDP averages over processes, hence the factor. An update without any target moves nothing.
+            loss = shard_sum * (accelerator.num_processes / count.clamp(min=1e-30)).to(shard_sum.dtype)
+            if last and (added := penalty()) is not None:
+                loss = loss + added
+            reducing = last and accelerator.num_processes > 1
+            accelerator.backward(loss)
+            return shard_sum.detach()
+
         for micro in micro_batches:
             last = micro is micro_batches[-1]
-            with nullcontext() if last else accelerator.no_sync(model):
-                # A shard without rows still takes part in the reduction: it sends a borrowed row through, times 0.
-                shard_sum = loss_sum(micro)
-                # DDP averages over processes, hence the factor. An update without any target moves nothing.
-                loss = shard_sum * (accelerator.num_processes / count.clamp(min=1e-30)).to(shard_sum.dtype)
-                if last and (added := penalty()) is not None:
-                    loss = loss + added
-                accelerator.backward(loss)
-            total += shard_sum.detach()
-        mean: torch.Tensor = accelerator.reduce(total, reduction="sum") / count.clamp(min=1e-30)
-        return mean
+            with nullcontext() if last else accelerator.no_sync(model), short.noted():
+                if not short.met:
+                    total[0] += backward(micro, last)
+        if short.met and reducing:
+            raise TrainingError(
+                "No memory was left in the backward pass that all processes share, which can't be begun again.",
+                "Go on from the last checkpoint with --resume and a smaller --set train.micro_batch_size: nothing else "
+                "changes.",
+            )
+        if short.met and accelerator.num_processes > 1:
+            # The others wait for this process in the reduction. What it sends there is thrown away.
+            backward(_one_row(micro_batches[-1]), True)
+        total[1] = float(short.met)
+        mean, failed = accelerator.reduce(total, reduction="sum")
+        return torch.stack([mean / count.clamp(min=1e-30), failed.to(count.dtype)])
+
+
+def _one_row(micro: MicroBatch) -> MicroBatch:
+    """As little of a micro-batch as still goes through the model: a row, or two where a batch holds pairs."""
+    rows = max(1, len(micro.rows))
+    return replace(micro, batch={name: tensor[: max(1, len(tensor) // rows)] for name, tensor in micro.batch.items()})
 
 
 class InOrder:
@@ -103,13 +146,16 @@ class InOrder:
                 "train.deterministic=elastic gives the same bits on CPUs only; a GPU's kernels add in any order.",
                 "Take the default, which is exact up to rounding at any number of processes.",
             )
-        if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        if any(isinstance(module, _BatchNorm) for module in model.modules()):
             raise ConfigError(
                 "train.deterministic=elastic can't keep its promise for a model with BatchNorm, whose statistics are "
                 "those of each process's own rows.",
                 "Take the default.",
             )
         self.accelerator = accelerator
+
+    def undo(self) -> None:
+        """Never called: it raises where memory ends, and takes no model with BatchNorm."""
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
         # For its precision alone: a wrapped model would average gradients by itself.
@@ -134,8 +180,15 @@ class InOrder:
         total = torch.zeros_like(own)
         for micro in micro_batches:
             if not micro.is_empty:
-                shard_sum = loss_sum(micro)
-                accelerator.backward(shard_sum * (1.0 / count.clamp(min=1e-30)).to(shard_sum.dtype))
+                with (short := Shortage(model)).noted():
+                    shard_sum = loss_sum(micro)
+                    accelerator.backward(shard_sum * (1.0 / count.clamp(min=1e-30)).to(shard_sum.dtype))
+                if short.met:
+                    raise TrainingError(
+                        f"No memory was left for a micro-batch of {len(micro.rows)} rows, and with "
+                        "train.deterministic=elastic a smaller one is another run: sums are added in its order.",
+                        f"Start anew with --set train.micro_batch_size={max(1, len(micro.rows) // 2)}.",
+                    )
                 for part, parameter in zip(_split(own, trained), trained, strict=True):
                     part.copy_(torch.zeros_like(part) if parameter.grad is None else parameter.grad)
                     parameter.grad = None
@@ -148,7 +201,7 @@ class InOrder:
             parameter.grad = part.clone()
         if (added := penalty()) is not None:
             accelerator.backward(added)
-        return total[-2].to(count.dtype) / count.clamp(min=1e-30)
+        return torch.stack([total[-2].to(count.dtype) / count.clamp(min=1e-30), torch.zeros_like(count)])
 
 
 def _split(flat: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:

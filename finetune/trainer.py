@@ -22,6 +22,8 @@ from finetune.dropout import fast_dropout
 from finetune.errors import TrainingError
 from finetune.evaluation.predict import predict_rows, to_device
 from finetune.files import write_json
+from finetune.launch import say
+from finetune.memory import shortage
 from finetune.optim import build_optimizer, lr_factor, set_lr, warmup_updates
 from finetune.progress import progress_bar
 from finetune.randomness import seed_torch
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
     from finetune.gradients import Gradients
     from finetune.history import History
     from finetune.task import Task
+
+
+# Mean loss, gradient norm before clipping, and the signal to stop or 0.
+_Done = tuple[float, float, int]
 
 
 @dataclass
@@ -95,7 +101,10 @@ class Trainer:
                 if self.adapter.before_update(self.model, self.task, progress.update):
                     model = self.gradients.prepare_again(model)
                 set_lr(optimizer, lr_factor(progress.update, total, warmup, settings.lr_schedule, settings.lr_end))
-                loss, grad_norm, self.stopped_by = self._update(model, optimizer, progress.update, update)
+                if (done := self._update(model, optimizer, progress.update, update)) is None:
+                    updates.halve()  # some process had no memory for it: the same rows again, fewer at once
+                    continue
+                loss, grad_norm, self.stopped_by = done
                 progress.update += 1
                 progress.rows += update.rows
                 progress.tokens += update.tokens
@@ -118,8 +127,8 @@ class Trainer:
         accelerator.free_memory()
         return before, progress
 
-    def _update(self, model: torch.nn.Module, optimizer: Any, number: int, update: Update) -> tuple[float, float, int]:
-        """Optimizer update `number` (0-based): (mean loss, gradient norm before clipping, signal to stop or 0)."""
+    def _update(self, model: torch.nn.Module, optimizer: Any, number: int, update: Update) -> _Done | None:
+        """Optimizer update `number` (0-based); None when a process had no memory for it: nothing of it was applied."""
         accelerator, micro_batches = self.accelerator, update.micro_batches
         self.adapter.train_mode(model)
         own = [sum((float(self.task.count(micro.batch)) for micro in micro_batches if not micro.is_empty), 0.0)]
@@ -131,12 +140,17 @@ class Trainer:
             return self.task.loss_sum(model, to_device(micro.batch, accelerator.device)) * (not micro.is_empty)
 
         with fast_dropout(accelerator.device, self.settings.fast_dropout):
-            mean = self.gradients.accumulate(
+            sums = self.gradients.accumulate(
                 model, micro_batches, shard_loss_sum, count, lambda: self.adapter.penalty(model)
             )
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm or math.inf)
-        seen = torch.stack([mean, torch.as_tensor(norm).to(mean.dtype), interrupts, terminations])
-        mean_loss, grad_norm, interrupted, terminated = seen.tolist()  # host sync, the only one of an update
+        seen = torch.stack([*sums, torch.as_tensor(norm).to(sums.dtype), interrupts, terminations])
+        mean_loss, short, grad_norm, interrupted, terminated = seen.tolist()  # host sync, the only one of an update
+        if short:
+            self.gradients.undo()
+            optimizer.zero_grad()
+            say(accelerator, shortage(update.micro_rows, accelerator.scaler is not None))
+            return None
         # With fp16 an overflow is no accident: the scaler skips that step and lowers its scale.
         if not math.isfinite(mean_loss) or not (math.isfinite(grad_norm) or accelerator.scaler):
             raise TrainingError(

@@ -41,11 +41,16 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Update:
-    """What one process needs for one update, with the totals over all processes."""
+    """What one process needs for one update, with the totals over all processes.
+
+    Attributes:
+        micro_rows: rows that a process holds at once, at most.
+    """
 
     micro_batches: list[MicroBatch]
     rows: int
     tokens: int
+    micro_rows: int
 
 
 def micro_batch_rows(setting: int | str, update_rows: int, longest: int, world: int, group_rows: int) -> int:
@@ -71,14 +76,18 @@ class _Updates(Dataset[Update]):
         self.fixed = fixed
         self.rows, self.collate, self.micro, self.rank, self.world = rows, collate, micro, rank, world
         self.group_rows = plan.group_rows
+        self.halvings = 0
 
     def __getitem__(self, keys: list[RowKey]) -> Update:
         lengths = self.rows.lengths
         row_lengths = [1] * len(keys) if lengths is None else [int(lengths[key.index]) for key in keys]
         sharers = FIXED_SHARDS if self.fixed else self.world
         micro = micro_batch_rows(self.micro, len(keys), max(row_lengths), sharers, self.group_rows)
+        held = min(micro, math.ceil(len(keys) / (1 if self.fixed else self.world)))
+        if self.halvings:  # of what was really held, which may be less than what was allowed
+            held = micro = max(1, math.ceil(held / 2**self.halvings))
         shards = (fixed_shards if self.fixed else shards_of_rank)(keys, micro, self.rank, self.world)
-        return Update([self._collated(shard, keys[0]) for shard in shards], len(keys), sum(row_lengths))
+        return Update([self._collated(shard, keys[0]) for shard in shards], len(keys), sum(row_lengths), held)
 
     def _collated(self, shard: Shard, borrowed: RowKey) -> MicroBatch:
         batch = self.collate(self.rows.__getitems__(shard.rows or [borrowed]))
@@ -96,6 +105,38 @@ class _PlanSampler(Sampler[list[RowKey]]):
         return self.plan.total_updates - self.first_update
 
 
+@dataclass
+class Updates:
+    """One rank's updates. One that a process had no memory for comes again after `halve`, in smaller micro-batches."""
+
+    dataset: _Updates
+    plan: BatchPlan
+    first_update: int
+    workers: int
+    pin_memory: bool
+
+    def __iter__(self) -> Iterator[Update]:
+        number = self.first_update
+        while number < self.plan.total_updates:
+            halvings = self.dataset.halvings
+            # Anew after a halving: worker processes have collated ahead by then.
+            for update in DataLoader(
+                self.dataset,
+                batch_size=None,
+                sampler=_PlanSampler(self.plan, number),
+                num_workers=self.workers,
+                pin_memory=self.pin_memory,
+            ):
+                yield update
+                if self.dataset.halvings != halvings:
+                    break
+                number += 1
+
+    def halve(self) -> None:
+        """The last update once more, and all that follow, in micro-batches half as long."""
+        self.dataset.halvings += 1
+
+
 def load_updates(
     plan: BatchPlan,
     rows: Rows,
@@ -108,15 +149,10 @@ def load_updates(
     fixed: bool = False,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Update]:
+) -> Updates:
     """The updates from `first_update` (0-based) to the end of the plan, as this rank sees them.
 
     With `fixed`, micro-shards are the same for any number of processes, and a process may have an empty one.
     """
-    return DataLoader(
-        _Updates(plan, rows, collate, micro_batch_size, rank, world, fixed),
-        batch_size=None,
-        sampler=_PlanSampler(plan, first_update),
-        num_workers=workers,
-        pin_memory=pin_memory,
-    )
+    dataset = _Updates(plan, rows, collate, micro_batch_size, rank, world, fixed)
+    return Updates(dataset, plan, first_update, workers, pin_memory)

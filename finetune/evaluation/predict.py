@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from finetune.data.batching import RowKey, evaluation_batches
+from finetune.errors import TrainingError
+from finetune.launch import say
+from finetune.memory import Shortage
 from finetune.progress import passing_bar
 
 if TYPE_CHECKING:
@@ -31,11 +34,38 @@ def predict_rows(
     """Outputs of all rows, [rows, K] fp32 in row order, the same on every process.
 
     Per-row outputs are gathered and metrics computed from them, because a mean of the processes' own metrics is
-    wrong whenever their rows are not equally many. Leaves the model in evaluation mode.
+    wrong whenever their rows are not equally many. Leaves the model in evaluation mode. Without memory for a batch,
+    all begin again with batches of half the size, and say so.
+
+    Raises:
+        TrainingError: there is no memory for a single row.
     """
-    rank, world = accelerator.process_index, accelerator.num_processes
-    batches = evaluation_batches(rows.lengths, len(rows), MAX_ROWS, MAX_TOKENS)
-    mine = batches[rank::world]
+    divisor = 1
+    while True:
+        batches = evaluation_batches(rows.lengths, len(rows), max(1, MAX_ROWS // divisor), MAX_TOKENS // divisor)
+        found = _predict_batches(model, batches, rows, collate, outputs, accelerator, title)
+        if found is not None:
+            return found
+        if max(map(len, batches)) == 1:
+            raise TrainingError(
+                f"{title}: not even one row at a time fits into memory.", "Take shorter rows or a smaller model."
+            )
+        divisor *= 2
+        say(accelerator, f"{title}: no memory was left for {len(batches[0])} rows at a time; now with at most half.")
+
+
+def _predict_batches(
+    model: torch.nn.Module,
+    batches: Sequence[np.ndarray],
+    rows: Rows,
+    collate: Collate,
+    outputs: Callable[[torch.nn.Module, Batch], torch.Tensor],
+    accelerator: Accelerator,
+    title: str,
+) -> np.ndarray | None:
+    """Outputs, [rows, K], the same on every process; None on every process when one had no memory for a batch."""
+    rank, world, short = accelerator.process_index, accelerator.num_processes, Shortage(model)
+    mine = list(batches[rank::world])
     own = len(mine)
     # A process that is out of batches repeats a row and marks it -1: a wrapped model may need every process.
     mine += [batches[0][:1]] * (math.ceil(len(batches) / world) - own)
@@ -43,10 +73,15 @@ def predict_rows(
     parts, indices = [], []
     with torch.inference_mode(), passing_bar(accelerator, title, len(mine), "batch") as bar:
         for number, index in enumerate(mine):
-            batch = collate(rows.__getitems__([RowKey(0, int(row)) for row in index]))
-            parts.append(outputs(model, to_device(batch, accelerator.device)).float())
+            # After a shortage only to take part, as often as the others do.
+            held = index[:1] if short.met else index
+            batch = to_device(collate(rows.__getitems__([RowKey(0, int(row)) for row in held])), accelerator.device)
+            with short.noted():
+                parts.append(outputs(model, batch).float())
             indices.append(torch.as_tensor(index if number < own else np.full_like(index, -1)))
             bar.update()
+        if int(accelerator.reduce(torch.tensor([int(short.met)], device=accelerator.device), reduction="sum")):
+            return None
         output_RK, index_R = torch.cat(parts), torch.cat(indices).to(accelerator.device)
         output_RK = accelerator.gather(accelerator.pad_across_processes(output_RK))
         index_R = accelerator.gather(accelerator.pad_across_processes(index_R, pad_index=-1))

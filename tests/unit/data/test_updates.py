@@ -123,3 +123,20 @@ def test_padding_takes_the_models_own_pad_token_but_zero_for_token_types() -> No
     batch = pad_tokens(rows, 9)
     assert batch["input_ids"].tolist() == [[5, 6], [7, 9]]
     assert batch["token_type_ids"].tolist() == [[1, 1], [1, 0]]
+
+
+def test_an_update_comes_again_in_halves() -> None:
+    rows = toy_rows([3] * 40)
+    plan = BatchPlan(40, None, 8, 1.0, 0)
+    for rank in range(2):
+        smaller = updates_of(plan, rows, 2, rank, world=2)
+        updates = load_updates(plan, rows, collate, first_update=0, micro_batch_size=64, rank=rank, world=2)
+        seen = []
+        for update in updates:
+            seen.append(update)
+            if len(seen) == 3:
+                updates.halve()
+        assert [update.micro_rows for update in seen] == [4, 4, 4, 2, 2, 2]
+        for again, begun_so in zip(seen[3:], smaller[2:], strict=True):
+            assert [micro.rows for micro in again.micro_batches] == [micro.rows for micro in begun_so.micro_batches]
+            assert [micro.number for micro in again.micro_batches] == [micro.number for micro in begun_so.micro_batches]

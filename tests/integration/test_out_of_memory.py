@@ -1,0 +1,139 @@
+"""No memory for a micro-batch: the update is begun again in halves, by all processes, and ends with the same bits.
+
+The memory is really gone: the process may not map more (RLIMIT_AS) than three quarters of what the same run needed
+without that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.trainers import write_reviews
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[2]
+
+RUNS = """
+import json, resource, sys
+from pathlib import Path
+
+import numpy as np
+
+from finetune.evaluation.predict import predict_rows
+from tests.matrix.roles import fork_all, make_trainer
+
+work, reviews = Path(sys.argv[1]), sys.argv[2]
+SETTINGS = [
+    "train.precision=fp32", "train.threads=1", "train.batch_size=32", "train.max_updates=2", "train.epochs=9",
+    "train.reuse_memory=false", "train.length_buckets=false", "adapter=lora", f"data.source={reviews}",
+    "data.max_tokens=64", "train.lr=1e-3", "train.lr_warmup_updates=0",
+]
+
+
+def mapped(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def train(name, micro, limited=None, more=()):
+    trainer = make_trainer("bert_cls", [*SETTINGS, *more, f"train.micro_batch_size={micro}"], work / name)
+    before, rank = mapped("VmSize"), trainer.accelerator.process_index
+    if limited is not None and limited[0] == rank:
+        needed = json.loads((work / limited[1] / "needed.json").read_text())
+        resource.setrlimit(resource.RLIMIT_AS, (before + needed * 3 // 4,) * 2)
+    trainer.fit()
+    if rank == 0:
+        (work / name / "needed.json").write_text(json.dumps(mapped("VmPeak") - before))
+
+
+def judge(name, limited=None):
+    trainer = make_trainer("bert_cls", [*SETTINGS, "model.dropout=0"], work / name)
+    task, before = trainer.task, mapped("VmSize")
+    if limited is not None:
+        needed = json.loads((work / limited / "needed.json").read_text())
+        resource.setrlimit(resource.RLIMIT_AS, (before + needed * 3 // 4,) * 2)
+    outputs = predict_rows(trainer.model, task.rows["train"], task.collate, task.outputs, trainer.accelerator, "train")
+    (work / name / "needed.json").write_text(json.dumps(mapped("VmPeak") - before))
+    np.save(work / name / "outputs.npy", outputs)
+
+
+roles = {
+    "judged": (1, lambda: judge("judged")),
+    "judged-short": (1, lambda: judge("judged-short", "judged")),
+    "whole": (1, lambda: train("whole", 32)),
+    "halves": (1, lambda: train("halves", 16)),
+    "short": (1, lambda: train("short", 32, (0, "whole"))),
+    "two-whole": (2, lambda: train("two-whole", 8)),
+    "two-halves": (2, lambda: train("two-halves", 4)),
+    "two-short": (2, lambda: train("two-short", 8, (1, "two-whole"))),
+    "elastic": (1, lambda: train("elastic", 32, (0, "whole"), ["train.deterministic=elastic"])),
+}
+for module in ("peft", "finetune.trainer", "finetune.experiment", "transformers.models.bert.modeling_bert"):
+    __import__(module)
+ended = {}
+for role, (world, function) in roles.items():
+    try:
+        fork_all(role, work, function, world, 120)
+        ended[role] = ""
+    except RuntimeError as error:
+        ended[role] = str(error)[-3000:]
+(work / "ended.json").write_text(json.dumps(ended))
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("memory")
+    reviews = write_reviews(folder / "reviews.csv", rows=120)
+    done = subprocess.run(
+        [sys.executable, "-c", RUNS, str(folder), str(reviews)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def ended(work: Path) -> Any:
+    return json.loads((work / "ended.json").read_text())
+
+
+def log(work: Path, role: str) -> str:
+    return (work / f"{role}-0.log").read_text("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize(("short", "halves", "rows"), [("short", "halves", 32), ("two-short", "two-halves", 8)])
+def test_the_update_is_begun_again_in_halves(work: Path, short: str, halves: str, rows: int) -> None:
+    assert (ended(work)[short], ended(work)[halves]) == ("", "")
+    said = f"No memory was left for {rows} rows at a time: the update is begun again with {rows // 2}"
+    assert said in log(work, short)
+    assert said not in log(work, halves)
+    assert (work / short / "history.jsonl").read_bytes() == (work / halves / "history.jsonl").read_bytes()
+    for name in ("model", "optimizer"):
+        path = Path("checkpoints") / "update_00000002" / f"{name}.safetensors"
+        assert (work / short / path).read_bytes() == (work / halves / path).read_bytes()
+
+
+def test_it_is_another_run_where_the_order_of_sums_is_the_promise(work: Path) -> None:
+    assert "train.micro_batch_size=16" in ended(work)["elastic"]
+    assert "another run" in ended(work)["elastic"]
+    assert not (work / "elastic" / "history.jsonl").exists()
+
+
+def test_an_evaluation_is_begun_again_in_halves(work: Path) -> None:
+    assert (ended(work)["judged"], ended(work)["judged-short"]) == ("", "")
+    assert "train: no memory was left for" in log(work, "judged-short")
+    assert "no memory was left" not in log(work, "judged")
+    whole, short = (np.load(work / name / "outputs.npy") for name in ("judged", "judged-short"))
+    assert np.abs(whole - short).max() < 1e-6
