@@ -46,6 +46,17 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "--max-tokens", metavar="N", type=int, help="limit whose truncation is reported (default: data.max_tokens)"
     )
     check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.add_argument(
+        "--pii",
+        action="store_true",
+        help="also count e-mail addresses, phone, card and account numbers, IP addresses and keys",
+    )
+    check.add_argument(
+        "--redact",
+        metavar="OUT",
+        type=Path,
+        help="with --pii: write a copy in which [KIND] stands for each (.jsonl; a folder for several files)",
+    )
     check.set_defaults(call=_check)
     leaks = commands.add_parser(
         "leaks",

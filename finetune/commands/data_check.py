@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ConfigError, SourceError
@@ -30,9 +31,13 @@ def check(args: argparse.Namespace) -> int:
     from finetune.data.check_kinds import kind_of_rows, lengths_of, lost_answers
     from finetune.data.check_text import as_text
     from finetune.data.checks import check_data
+    from finetune.data.personal import find_personal
+    from finetune.data.plan import make_plan
     from finetune.image_settings import ImageData
     from finetune.language_settings import ConversationData
 
+    if args.redact is not None and not args.pii:
+        raise ConfigError("--redact says where the copy of --pii goes.", "Give both, or neither.")
     loaded = recipe_of(args, "check")
     settings, objective = loaded.recipe.data, loaded.recipe.objective
     if isinstance(settings, ImageData):
@@ -56,7 +61,14 @@ def check(args: argparse.Namespace) -> int:
         scores=getattr(objective, "kind", None) == "regression",
         examine=examine,
     )
-    print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) if args.json else as_text(report, kind.fate))
+    personal = find_personal(make_plan(settings, kind.roles), args.redact) if args.pii else None
+    if args.json:
+        content = report.as_dict() | ({"personal": asdict(personal)} if personal else {})
+        print(json.dumps(content, indent=1, ensure_ascii=False))
+    else:
+        print("\n".join([as_text(report, kind.fate), *(personal.lines() if personal else [])]))
+    if args.redact is not None:
+        print(f"wrote {args.redact}: what was found is replaced, the rest is as it was", file=sys.stderr)
     return 1 if report.problems else 0
 
 
@@ -81,8 +93,10 @@ def recipe_of(args: argparse.Namespace, command: str) -> LoadedRecipe:
 def _check_images(args: argparse.Namespace, settings: ImageData) -> int:
     from finetune.data.image_checks import check_images
 
-    if args.model is not None or args.max_tokens is not None or args.json:
-        raise ConfigError("--model, --max-tokens and --json are for texts, but these are images.", "Leave them out.")
+    if args.model is not None or args.max_tokens is not None or args.json or args.pii:
+        raise ConfigError(
+            "--model, --max-tokens, --json, --pii and --redact are for texts, but these are images.", "Leave them out."
+        )
     report, status = check_images(settings)
     print(report)
     return status
