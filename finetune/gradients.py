@@ -110,6 +110,8 @@ class Averaged:
             with nullcontext() if last else accelerator.no_sync(model), short.noted():
                 if not short.met:
                     total[0] += backward(micro, last)
+        if short.met:
+            short.make_room()
         if short.met and reducing:
             raise TrainingError(
                 "No memory was left in the backward pass that all processes share, which can't be begun again.",

@@ -67,11 +67,13 @@ class Shortage:
                 raise
             self.met = True
             error.__traceback__ = None  # its frames hold the activations that are to make room
-        if self.met:
-            if isinstance(self.model, DistributedDataParallel):
-                # A forward pass that broke off has sent its buffers, and not come to where DDP notes that. Sent again,
-                # they would be taken for something else by the others.
-                self.model.require_forward_param_sync = False
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        if self.met and isinstance(self.model, DistributedDataParallel):
+            # A forward pass that broke off has sent its buffers, and not come to where DDP notes that. Sent again,
+            # they would be taken for something else by the others.
+            self.model.require_forward_param_sync = False
+
+    def make_room(self) -> None:
+        """Free what the attempt held. Called after `noted` has ended: until then its frames hold on to it."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

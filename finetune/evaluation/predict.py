@@ -78,6 +78,8 @@ def _predict_batches(
             batch = to_device(collate(rows.__getitems__([RowKey(0, int(row)) for row in held])), accelerator.device)
             with short.noted():
                 parts.append(outputs(model, batch).float())
+            if short.met:
+                short.make_room()
             indices.append(torch.as_tensor(index if number < own else np.full_like(index, -1)))
             bar.update()
         if int(accelerator.reduce(torch.tensor([int(short.met)], device=accelerator.device), reduction="sum")):
