@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -88,20 +87,18 @@ class Averaged:
         count: torch.Tensor,
         penalty: Callable[[], torch.Tensor | None],
     ) -> torch.Tensor:
-        accelerator, short, reducing = self.accelerator, Shortage(model), False
+        accelerator, short = self.accelerator, Shortage(model)
         total = torch.zeros(2, device=accelerator.device)
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
         self.statistics = [(buffer, buffer.clone()) for module in norms for buffer in module.buffers(recurse=False)]
 
         def backward(micro: MicroBatch, last: bool) -> torch.Tensor:
-            nonlocal reducing
             # A shard without rows still takes part in the reduction: it sends a borrowed row through, times 0.
             shard_sum = loss_sum(micro)
             # DDP averages over processes, hence the factor. An update without any target moves nothing.
             loss = shard_sum * (accelerator.num_processes / count.clamp(min=1e-30)).to(shard_sum.dtype)
             if last and (added := penalty()) is not None:
                 loss = loss + added
-            reducing = last and accelerator.num_processes > 1
             accelerator.backward(loss)
             return shard_sum.detach()
 
@@ -110,26 +107,19 @@ class Averaged:
             with nullcontext() if last else accelerator.no_sync(model), short.noted():
                 if not short.met:
                     total[0] += backward(micro, last)
-        if short.met:
-            short.make_room()
-        if short.met and reducing:
+        if short.met and accelerator.num_processes > 1:
+            # The others wait in a reduction for gradients that this process has no room to compute.
             raise TrainingError(
-                "No memory was left in the backward pass that all processes share, which can't be begun again.",
+                f"No memory was left in process {accelerator.process_index} for a micro-batch of "
+                f"{max(len(micro.rows) for micro in micro_batches)} rows, and the others can't begin the update again.",
                 "Go on from the last checkpoint with --resume and a smaller --set train.micro_batch_size: nothing else "
                 "changes.",
             )
-        if short.met and accelerator.num_processes > 1:
-            # The others wait for this process in the reduction. What it sends there is thrown away.
-            backward(_one_row(micro_batches[-1]), True)
+        if short.met:
+            short.make_room()
         total[1] = float(short.met)
         mean, failed = accelerator.reduce(total, reduction="sum")
         return torch.stack([mean / count.clamp(min=1e-30), failed.to(count.dtype)])
-
-
-def _one_row(micro: MicroBatch) -> MicroBatch:
-    """As little of a micro-batch as still goes through the model: a row, or two where a batch holds pairs."""
-    rows = max(1, len(micro.rows))
-    return replace(micro, batch={name: tensor[: max(1, len(tensor) // rows)] for name, tensor in micro.batch.items()})
 
 
 class InOrder:

