@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune.checkpoint import Checkpoints, Progress, State, capture, restore
+from finetune.checkpoint import Checkpoints, Progress
 from finetune.data.batching import BatchPlan
 from finetune.data.updates import MicroBatch, Update, load_updates
 from finetune.dropout import fast_dropout
@@ -27,6 +27,7 @@ from finetune.memory import shortage
 from finetune.optim import build_optimizer, lr_factor, set_lr, warmup_updates
 from finetune.progress import progress_bar
 from finetune.randomness import seed_torch
+from finetune.state import State, capture, restore
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from finetune import checkpoint
-from finetune.checkpoint import Checkpoints, Progress, State, capture, restore
+from finetune.checkpoint import Checkpoints, Progress
 from finetune.errors import CheckpointError
+from finetune.state import State, capture, restore
 
 pytestmark = pytest.mark.unit
 

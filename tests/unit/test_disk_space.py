@@ -11,9 +11,10 @@ from typing import Any, cast
 import pytest
 import torch
 
-from finetune.checkpoint import Checkpoints, Progress, capture
+from finetune.checkpoint import Checkpoints, Progress
 from finetune.disk_space import check_disk_space, checkpoint_bytes, model_bytes
 from finetune.errors import ConfigError
+from finetune.state import capture
 
 pytestmark = pytest.mark.unit
 

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.checkpoint import Checkpoints, Progress, State
+from finetune.checkpoint import Checkpoints, Progress
 from finetune.commands.run import launch_parser, options_of
 from finetune.config import flattened
 from finetune.errors import CheckpointError
 from finetune.experiment import _refuse_changes
 from finetune.options import RunOptions, command_line
+from finetune.state import State
 
 pytestmark = pytest.mark.unit
 

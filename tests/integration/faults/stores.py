@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from finetune.checkpoint import Checkpoints, Progress, State
+from finetune.checkpoint import Checkpoints, Progress
 from finetune.files import sha256_file
+from finetune.state import State
 from tests.trainers import make_trainer
 
 UPDATES = 4
