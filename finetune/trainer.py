@@ -103,7 +103,7 @@ class Trainer:
                     model = self.gradients.prepare_again(model)
                 set_lr(optimizer, lr_factor(progress.update, total, warmup, settings.lr_schedule, settings.lr_end))
                 if (done := self._update(model, optimizer, progress.update, update)) is None:
-                    updates.halve()  # some process had no memory for it: the same rows again, fewer at once
+                    updates.halve()  # no memory for it: the same rows again, fewer at once
                     continue
                 loss, grad_norm, self.stopped_by = done
                 progress.update += 1
