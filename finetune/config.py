@@ -122,6 +122,8 @@ class TrainSettings(Section):
     """`resume`: the same bits after a resume. `elastic`: also at any number of CPU processes, slower."""
     fast_dropout: bool = True
     """Draw dropout masks 16 bits at a time where torch draws them one by one (CPUs): the same share, other masks."""
+    fast_attention: bool = True
+    """Causal attention in bf16 on CPUs as plain products, where torch's kernel is slow: the same but for rounding."""
     reuse_memory: bool = True
     """Keep freed memory for the next step instead of giving it back (CPUs): faster, and the process stays large."""
     eval_every_updates: Annotated[int, Field(ge=1)] | None = None

@@ -27,7 +27,7 @@ class LanguageModelObjective(Section):
     """Measure the model before training on the same test documents, so that the gain can be seen."""
     prompts: list[str] = Field(default_factory=lambda: ["Once upon a time"])
     """Beginnings that the model goes on from before and after training; the record and the model card show both."""
-    sample_tokens: Annotated[int, Field(ge=0)] = 60
+    sample_tokens: Annotated[int, Field(ge=0)] = 40
     """Tokens that are sampled after each prompt; 0 for none."""
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from finetune.attention import fast_attention
 from finetune.checkpoint import Checkpoints, Progress
 from finetune.data.batching import BatchPlan
 from finetune.data.updates import MicroBatch, Update, load_updates
@@ -140,7 +141,8 @@ class Trainer:
             seed_torch(self.settings.seed, "dropout", number, micro.number)
             return self.task.loss_sum(model, to_device(micro.batch, accelerator.device)) * (not micro.is_empty)
 
-        with fast_dropout(accelerator.device, self.settings.fast_dropout):
+        device, settings = accelerator.device, self.settings
+        with fast_dropout(device, settings.fast_dropout), fast_attention(device, settings.fast_attention):
             sums = self.gradients.accumulate(
                 model, micro_batches, shard_loss_sum, count, lambda: self.adapter.penalty(model)
             )

@@ -44,7 +44,7 @@ SMOLLM2 = (
 def config() -> Recipe:
     return Recipe(
         model=ModelSettings(name=SMOLLM2),
-        data=PlainTextData(source="grimm_tales", block_tokens=256),
+        data=PlainTextData(source="grimm_tales", block_tokens=256, valid_share=0.05),
         objective=LanguageModelObjective(
             prompts=["Once upon a time there was a", "The king said to his daughter:", "The capital of France is"]
         ),
