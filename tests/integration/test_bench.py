@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.forks import forks
 
 pytestmark = pytest.mark.integration
 
@@ -27,16 +27,13 @@ set = ["train.max_updates=2"]
 [[columns]]
 name = "spam"
 data = "sms_spam"
-set = ["data.max_train_rows=64", "data.max_tokens=16"]
+set = ["data.max_train_rows=64", "data.max_tokens=16", "data.test_share=0.05", "data.valid_share=0.05"]
 """
 CLOCK = ("train_s", "wall_s", "peak_rss_mb")
 
 
 def finetune(folder: Path, *arguments: str, status: int = 0) -> str:
-    program = "from finetune.cli import console; console()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True, env=dict(os.environ)
-    )
+    done = forks().run(arguments, folder, os.environ)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
@@ -70,7 +67,16 @@ def test_two_workers_share_a_table_and_a_lost_record_alone_is_made_again(tmp_pat
 
 def test_a_run_is_replayed_to_the_bit_and_compared_with_itself(tmp_path: Path) -> None:
     flags = ("--data", "sms_spam", "--set", "data.max_train_rows=64", "--set", "train.max_updates=2")
-    more = ("--set", "objective.baselines=false", "--set", "data.max_tokens=16", "--output", "one")
+    more = (
+        "--set",
+        "objective.baselines=false",
+        "--set",
+        "data.max_tokens=16",
+        "--set",
+        "data.test_share=0.05",
+        "--output",
+        "one",
+    )
     finetune(tmp_path, "run", "bert_cls", *flags, *more)
     assert "No difference" in finetune(tmp_path, "replay", "one", "--output", "two")
     assert "not distinguishable" in finetune(tmp_path, "compare", "one", "two")

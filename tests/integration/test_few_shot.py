@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 from transformers import pipeline
 
+from tests.forks import forks
+
 pytestmark = pytest.mark.integration
 
 
 def finetune(folder: Path, *arguments: str, status: int = 0) -> str:
-    program = "from finetune.cli import console; console()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True, env=dict(os.environ)
-    )
+    done = forks().run(arguments, folder, os.environ)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 

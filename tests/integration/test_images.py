@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import pipeline
 
 from finetune.cli import main
 from finetune.data.letters import LETTERS, render
+from tests.forks import forks
 from tests.integration.test_launch_line import fresh_accelerate
 
 __all__ = ["fresh_accelerate"]  # a fixture
@@ -24,9 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _finetune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-c", "from finetune.cli import console; console()", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+    return forks().run(arguments, cwd, os.environ)
 
 
 @pytest.fixture(scope="module")

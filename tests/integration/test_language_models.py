@@ -1,4 +1,7 @@
-"""Language models on real text: the embedded decoder from its wheel, whole runs of a few updates, two processes."""
+"""Language models on real text: the embedded decoder from its wheel and whole runs of a few updates.
+
+Two processes, stops and copies are the matrix's (test_every_other_recipe).
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ from finetune.errors import ConfigError
 from finetune.language_settings import PlainTextData
 from finetune.merge import merge
 from finetune.recipe import base
-from tests.integration.test_launch_line import TWO, environment, finetune, launch, losses, record_of
+from tests.integration.test_launch_line import environment, finetune, launch, record_of
 
 pytestmark = pytest.mark.integration
 
 INSTRUCTIONS = Path(os.environ.get("FINETUNE_DATA", "")) / "instruct_seed"
-LINE = "accelerate launch finetune/run.py --recipe"
+LINE = "accelerate launch finetune/run.py --recipe gpt2_clm"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scratch(tales: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "scratch"
-    done = launch(f"{LINE} gpt2_scratch", *small(tales), "--output", run)
+    done = finetune("run", "gpt2_scratch", *small(tales), "--output", run)
     assert done.returncode == 0, done.stderr
     assert "% lower perplexity" in done.stdout
     return run
@@ -89,7 +92,7 @@ def test_a_run_on_the_embedded_decoder(tales: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = ["train.max_updates=3", "data.block_tokens=64", "objective.sample_tokens=8", "train.precision=fp32"]
     options = [part for setting in settings for part in ("--set", setting)]
-    done = launch(f"{LINE} gpt2_clm", "--data", tales, *options, "--output", run)
+    done = launch(LINE, "--data", tales, *options, "--output", run)
     assert done.returncode == 0, done.stderr
     record = record_of(run)
     after, before = record["metrics"]["test"], record["baselines"]["before fine-tuning"]
@@ -154,17 +157,6 @@ def test_predict_goes_on_from_a_prompt(scratch: Path) -> None:
     assert finetune("predict", scratch, "--text", "The king", "--max-new-tokens", 0).returncode == 2
 
 
-def test_two_processes_equal_one(scratch: Path, tales: Path, tmp_path: Path, free_port: int) -> None:
-    run = tmp_path / "two"
-    line = f"{TWO.format(port=free_port)} --recipe gpt2_scratch"
-    done = launch(line, *small(tales), "--output", run, ACCELERATE_USE_CPU="true")
-    assert done.returncode == 0, done.stderr
-    assert record_of(run)["hardware"]["processes"] == 2
-    assert losses(run) == pytest.approx(losses(scratch), rel=2e-4)
-    one, two = (record_of(some)["metrics"]["test"]["loss"]["value"] for some in (scratch, run))
-    assert two == pytest.approx(one, rel=2e-4)
-
-
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'][0] }}: {{ message['content'] }}<|endoftext|>{% endfor %}"
     "{% if add_generation_prompt %}a: {% endif %}"
@@ -186,7 +178,7 @@ def test_a_run_on_conversations(scratch: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "refused").exists()
 
     run = tmp_path / "run"
-    done = launch(f"{LINE} gpt2_sft", *options, "--set", "data.max_lost_share=0.9", "--output", run)
+    done = finetune("run", "gpt2_sft", *options, "--set", "data.max_lost_share=0.9", "--output", run)
     assert done.returncode == 0, done.stderr
     record = record_of(run)
     lost = [note for note in record["data"]["notes"] if "lose their whole answer" in note]
@@ -222,7 +214,7 @@ def test_instructions_tune_the_embedded_decoder(tmp_path: Path) -> None:
     ]  # fmt: skip
     options = [part for setting in settings for part in ("--set", setting)]
     run = tmp_path / "run"
-    done = launch(f"{LINE} gpt2_sft", "--adapter", "layers", "--data", data, *options, "--output", run)
+    done = finetune("run", "gpt2_sft", "--adapter", "layers", "--data", data, *options, "--output", run)
     assert done.returncode == 0, done.stderr
     record = record_of(run)
     # The decoder knows how instructions are answered: what it is surprised by is far from random (49,152 tokens).
@@ -243,7 +235,7 @@ def test_a_run_with_virtual_tokens_is_used_from_its_adapter_and_base(
         "train.max_updates=4", "objective.sample_tokens=60",
     ]  # fmt: skip
     options = [part for setting in settings for part in ("--set", setting)]
-    done = launch(f"{LINE} gpt2_clm --adapter prompt", "--data", tales, *options, "--output", run)
+    done = finetune("run", "gpt2_clm", "--adapter", "prompt", "--data", tales, *options, "--output", run)
     assert done.returncode == 0, done.stderr
     assert "There is no model/: virtual tokens can't be merged" in done.stdout
     assert not (run / "model").exists()

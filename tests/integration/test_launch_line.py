@@ -20,6 +20,7 @@ import psutil
 import pyarrow.parquet
 import pytest
 
+from tests.forks import forks
 from tests.trainers import write_reviews
 
 pytestmark = pytest.mark.integration
@@ -42,8 +43,8 @@ def launch(line: str, *arguments: object, folder: Path = ROOT, **more: str) -> s
 
 
 def finetune(*arguments: object, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    program = "import sys; from finetune.cli import main; sys.exit(main(sys.argv[1:]))"
-    return launch(f"{sys.executable} -c", program, *arguments, folder=folder, PYTHONPATH=str(ROOT))
+    """A command of the README, as a fork of an interpreter that has imported everything."""
+    return forks().run(list(map(str, arguments)), folder, environment(PYTHONPATH=str(ROOT)))
 
 
 def record_of(run: Path) -> dict[str, Any]:
@@ -252,18 +253,16 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     small: list[str], finished: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
-    program = "import sys; from finetune.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "run", "bert_cls", *small, "--output", str(run)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = forks().start(["run", "bert_cls", *small, "--output", str(run)], ROOT, environment())
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.running():
         if (run / "history.jsonl").exists() and len(losses(run)) >= 3:
-            process.send_signal(number)
+            os.kill(process.pid, number)
             break
         time.sleep(0.02)
-    out, error = process.communicate(timeout=240)
-    assert process.returncode == 128 + number, error
-    assert b"--resume" in out
+    done = process.wait()
+    assert done.returncode == 128 + number, done.stderr
+    assert "--resume" in done.stdout
     record = record_of(run)
     assert record["status"] == "interrupted"
     assert 3 <= record["updates"] < 12

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sklearn.metrics import log_loss
 from finetune.cli import main
 from finetune.config import TextClassificationData
 from finetune.data.loader import load_data
+from tests.forks import forks
 
 pytestmark = pytest.mark.integration
 LEAKED = 12
@@ -49,10 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with (folder / "reviews" / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("text", "label"), *((text, NAMES[label]) for text, label in some)])
     flags = ("--set", "train.max_updates=4", "--set", "data.max_tokens=16", "--set", "objective.baselines=false")
-    program = [sys.executable, "-m", "finetune.run", "--recipe", "bert_cls"]
-    done = subprocess.run(
-        [*program, "--data", "reviews", "--output", "one", *flags], cwd=folder, capture_output=True, text=True
-    )
+    done = forks().run(["run", "bert_cls", "--data", "reviews", "--output", "one", *flags], folder, os.environ)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import gc
 import hashlib
-import importlib
 import itertools
 import os
 import shutil
@@ -25,15 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.recipe import load_recipe
-from finetune.recipe_files import recipe_names
+from tests.forks import import_all
 from tests.matrix.cases import UPDATES, Case, prepare
-
-# Imported once, before the forks.
-HEAVY = (
-    "datasets", "peft", "sklearn.linear_model", "finetune.experiment", "finetune.trainer", "finetune.cli",
-    "finetune.evaluation.judge", "torch.distributed.checkpoint.state_dict", "torch.nn.parallel",
-    *(f"transformers.models.{name}.modeling_{name}" for name in ("bert", "gpt2", "llama", "resnet")),
-)  # fmt: skip
 
 
 def make_trainer(recipe: str, settings: Sequence[str], folder: Path) -> Any:
@@ -166,11 +158,7 @@ def run(plan: Plan, patience_s: float) -> None:
     Raises:
         RuntimeError: a process of a role did not exit with 0, or not in time; its log is part of the message.
     """
-    for module in HEAVY:
-        importlib.import_module(module)
-    for name in recipe_names():
-        load_recipe(name)
-
+    import_all()
     # A fork must not find locks or threads of work that was done before it.
     fork_all("data", plan.work, lambda: prepare(plan.data, any(case.letters for case in plan.cases)), 1, patience_s)
     for role, (function, world) in ROLES.items():
