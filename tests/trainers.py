@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -32,14 +33,21 @@ def write_reviews(path: Path, rows: int = 200, evenly: bool = True) -> Path:
     Args:
         evenly: from the whole file, which begins with thousands of positive rows; else its first rows.
     """
-    train = load_data(TextClassificationData(source="movie_snippets"), {"text": None, "label": None})
+    texts, names = _snippets()
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
-        every = len(train.splits["train"]) // rows if evenly else 1
-        for row in train.splits["train"].select(range(0, every * rows, every)):
-            writer.writerow([row["text"], train.labels[row["label"]]])
+        every = len(texts) // rows if evenly else 1
+        writer.writerows(zip(texts[: every * rows : every], names[: every * rows : every], strict=True))
     return path
+
+
+@functools.cache
+def _snippets() -> tuple[list[str], list[str]]:
+    """Texts and label names of movie_snippets' training rows."""
+    data = load_data(TextClassificationData(source="movie_snippets"), {"text": None, "label": None})
+    train = data.splits["train"]
+    return list(train["text"]), [data.labels[label] for label in train["label"]]
 
 
 def make_trainer(folder: Path, *overrides: str, recipe: str = "bert_cls") -> Trainer:
