@@ -44,7 +44,7 @@ def config() -> Recipe:
         model=ModelSettings(name=MINILM),
         data=TaggedTextData(source=""),
         objective=BaselineObjective(),
-        train=TrainSettings(epochs=5, batch_size=32, lr=2e-4),
+        train=TrainSettings(epochs=3, batch_size=32, lr=2e-4),
         build=build,
     )
 
