@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
+import torch
 
-from finetune.data.batching import BatchPlan, RowKey
+from finetune.attention import fast_attention
+from finetune.data.batching import BatchPlan, RowKey, evaluation_batches
 from finetune.data.updates import load_updates
-from finetune.evaluation.predict import to_device
+from finetune.dropout import fast_dropout
+from finetune.evaluation.predict import MAX_ROWS, MAX_TOKENS, to_device
 from finetune.hardware import peak_rss_mb
 
 if TYPE_CHECKING:
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from finetune.trainer import Trainer
 
 WARM_UP_UPDATES, TIMED_UPDATES = 2, 8
+# Tokens of an evaluation batch that is timed: long rows would take many seconds, and the rate is the same.
+TIMED_TOKENS = 2048
 
 
 def print_plan(options: RunOptions) -> int:
@@ -52,8 +58,11 @@ def print_plan(options: RunOptions) -> int:
     work = sum(_computed_tokens(keys, plan, lengths) for keys in updates)
     if once:
         lines.append(("encoder", "frozen: it runs once over the rows, and every epoch trains the head on its output"))
+    evaluations = sum(trainer._evaluation_due(update + 1) for update in range(plan.total_updates))
+    evaluation = "on its kept output" if once else f"about {_duration(evaluations * _evaluation_seconds(trainer))}"
     lines += [
         ("training", f"about {_duration(seconds_per_token * work)}, from {TIMED_UPDATES} timed updates"),
+        ("evaluation", f"{evaluation}, {evaluations} times on the {len(task.rows['valid']):,} validation rows"),
         ("memory", f"about {peak_rss_mb() / 1024:.1f} GiB of {psutil.virtual_memory().total / 2**30:.0f} GiB"),
     ]
     for name, text in lines:
@@ -109,13 +118,36 @@ def _seconds_per_token(trainer: Trainer) -> float:
         started = time.monotonic()
         trainer.adapter.train_mode(model)
         update = updates.dataset[keys]
-        for micro in update.micro_batches:
-            accelerator.backward(task.loss_sum(model, to_device(micro.batch, accelerator.device)) / update.rows)
+        device = accelerator.device
+        # As the loop does it.
+        with fast_dropout(device, settings.fast_dropout), fast_attention(device, settings.fast_attention):
+            for micro in update.micro_batches:
+                accelerator.backward(task.loss_sum(model, to_device(micro.batch, device)) / update.rows)
+        accelerator.clip_grad_norm_(trainer.model.parameters(), settings.clip_grad_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.monotonic() - started)
     timed = slice(-min(TIMED_UPDATES, len(ahead)), None)
     return sum(seconds[timed]) / sum(costs[timed])
+
+
+def _evaluation_seconds(trainer: Trainer) -> float:
+    """Time of one evaluation, from a batch of typical rows; `trainer.model` computes in its precision by now."""
+    task, rows, device = trainer.task, trainer.task.rows["valid"], trainer.accelerator.device
+    lengths = rows.lengths
+    batches = evaluation_batches(lengths, len(rows), MAX_ROWS, MAX_TOKENS)
+    costs = [len(batch) * (1 if lengths is None else int(lengths[batch].max())) for batch in batches]
+    typical = batches[len(batches) // 2]
+    if lengths is not None:
+        typical = typical[: max(1, TIMED_TOKENS // int(lengths[typical].max()))]
+    cost = len(typical) * (1 if lengths is None else int(lengths[typical].max()))
+    trainer.model.eval()
+    with torch.inference_mode():
+        for _ in range(2):  # the first is warm-up
+            started = time.monotonic()
+            batch = task.collate(rows.__getitems__([RowKey(0, int(row)) for row in typical]))
+            task.outputs(trainer.model, to_device(batch, device))
+    return (time.monotonic() - started) / cost * sum(costs)
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import IO, Any
 
 from finetune.data.cache import say
 
@@ -37,8 +37,8 @@ class Children:
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
 
-    def run(self, command: list[str], threads: int) -> tuple[int, str]:
-        """Run a command to its end: (exit status, standard error).
+    def run(self, command: list[str], threads: int, out: IO[str] | None = None) -> tuple[int, str]:
+        """Run a command to its end: (exit status, standard error); its standard output goes to `out`, or nowhere.
 
         Raises:
             Stopped: a signal ended it, or came before it began.
@@ -50,7 +50,7 @@ class Children:
             # A session of its own: Ctrl-C reaches this process alone, and the child ends with all that it started.
             child = subprocess.Popen(
                 command,
-                stdout=subprocess.DEVNULL,
+                stdout=out or subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
                 env=environment,

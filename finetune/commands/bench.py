@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.commands import bench_speed
+
 if TYPE_CHECKING:
     from finetune.bench.table import Table
 
@@ -21,6 +23,7 @@ Examples:
   finetune bench show textgcn
   finetune bench check textgcn
   finetune bench run my_table.toml             one of your own (CONTRIBUTING.md shows one)
+  finetune bench speed --rows bert_full        the same updates here and by transformers' Trainer
 """
 
 
@@ -28,7 +31,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add `finetune bench` to the command line."""
     parser = subparsers.add_parser(
         "bench",
-        help="benchmark tables: list, plan, run, show, check",
+        help="benchmark tables: list, plan, run, show, check; and speed beside others",
         description=_ABOUT,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,6 +66,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         if name == "run":
             one.add_argument("--workers", type=int, default=1, metavar="N", help="runs at once (default: 1)")
         one.set_defaults(call=call)
+    bench_speed.add(what)
 
 
 def _list(arguments: argparse.Namespace) -> int:

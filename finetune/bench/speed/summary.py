@@ -1,0 +1,242 @@
+"""What the records of a session say: medians, ratios with their spread, and the documents made of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.bench.show import rows_markdown
+from finetune.bench.speed.rows import BEST, DEFAULT, OURS, PLANS, ROWS, STARTING, Row
+from finetune.bench.speed.starting import GOALS_S
+from finetune.files import write_atomically, write_json
+
+USEFUL_GOAL = 0.65
+PLAN_GOAL = 0.2
+WORDS = {DEFAULT: "as shipped", BEST: "best flags"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with the least and the most of what it was taken over."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    def text(self, form: str) -> str:
+        """`5.10 [4.90, 5.30]`."""
+        return f"{self.median:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+    def values(self) -> dict[str, float]:
+        return {"median": self.median, "low": self.low, "high": self.high, "pairs": self.count}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, least and most of some values, at least one."""
+    return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+def ratios(ours: Mapping[int, Mapping[str, Any]], peers: Mapping[int, Mapping[str, Any]]) -> Spread | None:
+    """How many times as long the peer takes for an example, pair by pair; None without a whole pair."""
+    both = sorted(set(ours) & set(peers))
+    found = [_seconds(peers[pair]) / _seconds(ours[pair]) for pair in both]
+    return spread(found) if found else None
+
+
+def _seconds(found: Mapping[str, Any]) -> float:
+    return float(found["seconds"]) / float(found["examples"])
+
+
+def read_sides(folder: Path, row: Row) -> dict[str, dict[int, dict[str, Any]]]:
+    """A row's records by side and pair."""
+    sides: dict[str, dict[int, dict[str, Any]]] = {side: {} for side in row.sides}
+    for path in sorted((folder / "records" / row.name).glob("*.json")):
+        record = json.loads(path.read_text("utf-8"))
+        sides[record["side"]][record["pair"]] = record
+    return sides
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """All numbers of a session, JSON-able; rows without a record are left out.
+
+    `rows` has for each row: rows a second and tokens a second by side, peak memory, ratios and their goals, and what
+    the comparison was measured with.
+    """
+    rows: dict[str, Any] = {}
+    for row in ROWS:
+        records = read_sides(folder, row)
+        if not records[OURS]:
+            continue
+        found = {side: {pair: record["found"] for pair, record in some.items()} for side, some in records.items()}
+        sides = {}
+        for side, some in found.items():
+            if some:
+                each = list(some.values())
+                sides[side] = {
+                    "rows_per_s": spread([1 / _seconds(one) for one in each]).values(),
+                    "tokens_per_s": spread([one["tokens"] / one["seconds"] for one in each]).values(),
+                    "peak_rss_mb": spread([one["peak_rss_mb"] for one in each]).values(),
+                    "precision": each[0]["precision"],
+                    **(
+                        {"accuracy": spread([one["accuracy"] for one in each]).values()}
+                        if "accuracy" in each[0]
+                        else {}
+                    ),
+                }
+        compared = {
+            side: {"goal": goal, **ratio.values()}
+            for side, goal in row.goals.items()
+            if (ratio := ratios(found[OURS], found[side]))
+        }
+        every = [record for some in records.values() for record in some.values()]
+        useful = [one["useful"] for one in found[OURS].values() if "useful" in one]
+        rows[row.name] = {
+            "work": row.work, "peer": row.peers_name, "sides": sides, "ratios": compared,
+            **({"memory_share": _memory_share(sides), "memory_goal": row.memory_goal} if DEFAULT in sides else {}),
+            **({"useful": useful[0]} if useful else {}),
+            "most_cpu_used_by_others": max(record["cpu_used_by_others"] for record in every),
+            "commit": every[0]["commit"], "measured_with": every[0]["key"],
+        }  # fmt: skip
+    return {"rows": rows, STARTING: _starting(folder), PLANS: _plans(folder)}
+
+
+def _memory_share(sides: Mapping[str, Any]) -> float:
+    return float(sides[OURS]["peak_rss_mb"]["median"] / sides[DEFAULT]["peak_rss_mb"]["median"])
+
+
+def _singles(folder: Path, what: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text("utf-8")) for path in sorted((folder / "records" / what).glob("*.json"))]
+
+
+def _starting(folder: Path) -> dict[str, Any]:
+    records = [record["found"] for record in _singles(folder, STARTING)]
+    names = [name for name in GOALS_S if records]
+    return {name: {"goal": GOALS_S[name], **spread([one[name] for one in records]).values()} for name in names}
+
+
+def _plans(folder: Path) -> dict[str, Any]:
+    return {
+        record["name"]: {
+            **(one := record["found"]),
+            "time_off": one["predicted_s"] / one["real_s"] - 1,
+            "memory_off": one["predicted_mb"] / one["real_mb"] - 1,
+        }
+        for record in _singles(folder, PLANS)
+    }
+
+
+def documents(folder: Path, busy: float) -> str:
+    """Write speed.json, speed.md and speed.png from the records, and return the Markdown.
+
+    Args:
+        busy: load average that `--busy` allowed when the session began, else 0.
+    """
+    found = summary(folder)
+    text = document(found)
+    if busy:
+        text = f"**Not a quiet machine:** the load average was {busy:.2f} when it began (`--busy`).\n\n{text}"
+    write_json(folder / "speed.json", {"load_average_at_busy_start": busy, **found})
+    write_atomically(folder / "speed.md", text)
+    if found["rows"]:
+        from finetune.bench.speed.plot import picture
+
+        picture(found["rows"], folder / "speed.png")
+    return text
+
+
+def document(found: Mapping[str, Any]) -> str:
+    """The Markdown of a session's numbers: the table, what is behind, and what it was measured on."""
+    blocks = []
+    if found["rows"]:
+        blocks += [_table(found["rows"]), _behind(found["rows"]), _machine(next(iter(found["rows"].values())))]
+        if any("useful" in row for row in found["rows"].values()):
+            blocks.append(_useful(found["rows"]))
+    if found[STARTING]:
+        head = ["until", "seconds [least, most]", "goal"]
+        lines = [[name, _text(one, ".2f"), f"{one['goal']:g}"] for name, one in found[STARTING].items()]
+        blocks.append(rows_markdown([head, *lines]))
+    if found[PLANS]:
+        head = ["recipe", "updates", "planned s", "real s", "off", "planned MiB", "real MiB", "off"]
+        lines = [
+            [name, str(one["updates"]), f"{one['predicted_s']:.0f}", f"{one['real_s']:.1f}", f"{one['time_off']:+.0%}",
+             f"{one['predicted_mb']:.0f}", f"{one['real_mb']:.0f}", f"{one['memory_off']:+.0%}"]
+            for name, one in found[PLANS].items()
+        ]  # fmt: skip
+        blocks.append(f"`finetune plan` is meant to be within {PLAN_GOAL:.0%}:\n\n" + rows_markdown([head, *lines]))
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _text(values: Mapping[str, float], form: str) -> str:
+    return Spread(values["median"], values["low"], values["high"], 0).text(form)
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    head = ["work", "beside", "finetune, rows/s", "as shipped: rows/s", "times", "goal", "best flags: rows/s", "times",
+            "goal", "memory: MiB", "share of shipped"]  # fmt: skip
+    lines = [head]
+    for row in rows.values():
+        sides = row["sides"]
+        line = [row["work"], row["peer"], f"{sides[OURS]['rows_per_s']['median']:.1f}"]
+        for side in (DEFAULT, BEST):
+            ratio = row["ratios"].get(side)
+            line += (
+                [f"{sides[side]['rows_per_s']['median']:.1f}", _text(ratio, ".2f"), f"{ratio['goal']:g}"]
+                if ratio
+                else ["–"] * 3
+            )
+        share = f"{row['memory_share']:.2f}" if "memory_share" in row else "–"
+        lines.append([*line, f"{sides[OURS]['peak_rss_mb']['median']:.0f}", share])
+    note = (
+        "Rows a second are medians. `times` is how many times as long the peer takes for a row: the median over pairs "
+        "[least, most], each pair measured side after side."
+    )
+    return f"{rows_markdown(lines)}\n\n{note}"
+
+
+def _behind(rows: Mapping[str, Any]) -> str:
+    """Where the goals are not met, and where a peer is ahead; nothing is left out of it."""
+    lines = []
+    for row in rows.values():
+        for side, ratio in row["ratios"].items():
+            if ratio["median"] < 1:
+                lines.append(f"- {row['work']}: **the peer {WORDS[side]} is faster**, {ratio['median']:.2f} times.")
+            elif ratio["median"] < ratio["goal"]:
+                lines.append(
+                    f"- {row['work']}: {ratio['median']:.2f} times the peer {WORDS[side]}, of {ratio['goal']:g}."
+                )
+        if row.get("memory_share", 0.0) > row.get("memory_goal", 1.0):
+            lines.append(f"- {row['work']}: peak memory is {row['memory_share']:.2f} of the peer's, above "
+                         f"{row['memory_goal']:g}.")  # fmt: skip
+        if "useful" in row and row["useful"]["share"] < USEFUL_GOAL:
+            lines.append(f"- {row['work']}: useful work is {row['useful']['share']:.0%} of `torch.mm`'s rate, below "
+                         f"{USEFUL_GOAL:.0%}.")  # fmt: skip
+        accuracies = {side: some["accuracy"]["median"] for side, some in row["sides"].items() if "accuracy" in some}
+        if accuracies:
+            shown = ", ".join(f"{side} {value:.3f}" for side, value in accuracies.items())
+            lines.append(f"- {row['work']}: test accuracy {shown}.")
+    return "Goals that are not met, and accuracies:\n\n" + "\n".join(lines) if lines else "All goals are met."
+
+
+def _useful(rows: Mapping[str, Any]) -> str:
+    head = ["work", "useful GFLOP/s", "torch.mm on its shapes", "share", "goal"]
+    lines = [
+        [row["work"], *(f"{row['useful'][key]:.0f}" for key in ("useful_gflops", "mm_gflops")),
+         f"{row['useful']['share']:.0%}", f"{USEFUL_GOAL:.0%}"]
+        for row in rows.values() if "useful" in row
+    ]  # fmt: skip
+    return rows_markdown([head, *lines])
+
+
+def _machine(row: Mapping[str, Any]) -> str:
+    key, pairs = row["measured_with"], row["sides"][OURS]["rows_per_s"]["pairs"]
+    packages = ", ".join(f"{name} {version}" for name, version in key["versions"].items())
+    return (
+        f"{key['cpu']}, {key['cores']} cores, {key['threads']} threads a side, {key['memory_gb']} GiB; {pairs} pairs; "
+        f"commit {row['commit']}; {packages}. Other processes used at most {row['most_cpu_used_by_others']:.0%} of the "
+        "processor before a side began (first row)."
+    )

@@ -1,0 +1,100 @@
+"""Useful work: the matrix products that the rows need, against what `torch.mm` does on the same shapes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+REPEATS = 5
+
+
+class Products:
+    """Notes every product of a linear layer while the model is warming up.
+
+    Attributes:
+        calls: (rows, inputs, outputs, input has a gradient, weight has one) and how often.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.calls: Counter[tuple[int, int, int, bool, bool]] = Counter()
+        self.model = model
+        self.handles = [
+            module.register_forward_hook(self._note)
+            for module in model.modules()
+            if isinstance(module, torch.nn.Linear)
+        ]
+
+    def _note(self, module: Any, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+        if torch.is_grad_enabled():
+            given = inputs[0]
+            rows = given.numel() // given.shape[-1]
+            self.calls[
+                rows, module.in_features, module.out_features, given.requires_grad, module.weight.requires_grad
+            ] += 1
+
+    def stop(self) -> None:
+        """No more notes: what follows is timed."""
+        for handle in self.handles:
+            handle.remove()
+
+    def useful(self, tokens: int, lengths: Sequence[int], seconds: float) -> dict[str, float]:
+        """GFLOP/s of useful work, of `torch.mm` in bf16 (fp32 where that is computed in), and their ratio.
+
+        Useful are the products of linear layers and of attention for real tokens: padding, masks and everything else
+        take time and count nothing. A product is counted forward, and backward once for each gradient that is needed.
+
+        Args:
+            tokens: real tokens of the timed updates.
+            lengths: tokens of each of their rows.
+            seconds: the time of those updates.
+        """
+        # The layer that sees the most rows sees every token, padding included.
+        most: Counter[tuple[int, int, bool, bool]] = Counter()
+        for (rows, *rest), count in self.calls.items():
+            most[tuple(rest)] += rows * count  # type: ignore[index]
+        layers = Counter(
+            (m.in_features, m.out_features) for m in self.model.modules() if isinstance(m, torch.nn.Linear)
+        )
+        padded = max(total / layers[key[0], key[1]] for key, total in most.items())
+        flop = sum(2.0 * rows * i * o * (1 + x + w) * count for (rows, i, o, x, w), count in self.calls.items())
+        useful = flop / padded * tokens + sum(_attention_flop(self.model, length) for length in lengths)
+        reached = self._mm_gflops()
+        rate = useful / seconds / 1e9
+        return {"useful_gflops": rate, "mm_gflops": reached, "share": rate / reached}
+
+    def _mm_gflops(self) -> float:
+        """Rate of `torch.mm` over all products that were noted, each forward and backward."""
+        low = (
+            torch.bfloat16
+            if torch.is_autocast_enabled("cpu") or torch.cpu._is_avx512_bf16_supported()
+            else torch.float32
+        )
+        flop = spent = 0.0
+        generator = torch.Generator().manual_seed(0)
+        for (rows, i, o, x, w), count in self.calls.items():
+            if i < 64 or o < 64 or rows < 64:
+                continue  # heads and ranks: next to no work, and no rate to go by
+            a, b = (torch.randn(shape, generator=generator).to(low) for shape in ((rows, i), (o, i)))
+            g = torch.randn(rows, o, generator=generator).to(low)
+            pairs = [(a, b.t()), *([(g, b)] if x else []), *([(g.t(), a)] if w else [])]
+            for one, other in pairs:
+                torch.mm(one, other)
+                started = time.perf_counter()
+                for _ in range(REPEATS):
+                    torch.mm(one, other)
+                spent += (time.perf_counter() - started) / REPEATS * count
+                flop += 2.0 * rows * i * o * count
+        return flop / spent / 1e9
+
+
+def _attention_flop(model: Any, length: int) -> float:
+    """Both products of attention over a row, forward and backward: causal attention needs half of them."""
+    config = model.config
+    heads = config.num_attention_heads
+    width = (getattr(config, "head_dim", None) or config.hidden_size // heads) * heads
+    full = 12.0 * config.num_hidden_layers * width * length * length
+    return full if config.model_type == "bert" else full / 2

@@ -1,0 +1,164 @@
+"""`finetune bench speed`: statistics, documents, what is refused, and what a stopped session goes on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.bench.speed import session as sessions
+from finetune.bench.speed.plans import parse_plan
+from finetune.bench.speed.rows import BEST, DEFAULT, OURS, ROWS, chosen
+from finetune.bench.speed.session import Session, peers_program, refuse_busy
+from finetune.bench.speed.summary import documents, ratios, spread, summary
+from finetune.bench.speed.useful import Products
+from finetune.cli import main
+from finetune.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+ROW = ROWS[0]
+
+
+def found(seconds: float, memory: float = 1000.0) -> dict[str, Any]:
+    return {"seconds": seconds, "examples": 100, "tokens": 2000, "peak_rss_mb": memory, "precision": "bf16"}
+
+
+def write_records(session: Session, times: dict[str, list[float]], commit: str | None = None) -> None:
+    for side, seconds in times.items():
+        for pair, some in enumerate(seconds):
+            path = session.folder / "records" / ROW.name / f"{pair}-{side}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {
+                "side": side, "pair": pair, "found": found(some), "cpu_used_by_others": 0.0,
+                "commit": commit or session.commit, "key": {**session.machine, **session._settings(ROW)},
+            }  # fmt: skip
+            path.write_text(json.dumps(content))
+
+
+def test_a_ratio_is_the_median_over_pairs_with_its_ends() -> None:
+    ours = {pair: found(seconds) for pair, seconds in enumerate((1.0, 2.0, 1.0))}
+    peer = {pair: found(seconds) for pair, seconds in enumerate((3.0, 8.0, 5.0, 9.0))}
+    ratio = ratios(ours, peer)
+    assert ratio is not None
+    quotients = np.array([3.0, 4.0, 5.0])  # of the pairs that are whole
+    assert (ratio.median, ratio.low, ratio.high, ratio.count) == (np.median(quotients), 3.0, 5.0, 3)
+    assert ratios(ours, {}) is None
+    assert spread([2.0, 1.0]).text(".1f") == "1.5 [1.0, 2.0]"
+
+
+def test_documents_say_where_a_peer_is_ahead(tmp_path: Path) -> None:
+    write_records(Session(tmp_path, 3, None), {OURS: [1.0] * 3, DEFAULT: [4.0, 6.0, 7.0], BEST: [0.8, 0.9, 1.1]})
+    text = documents(tmp_path, busy=1.5)
+    assert "| 6.00 [4.00, 7.00] | 5 |" in text
+    assert "**the peer best flags is faster**, 0.90 times" in text
+    assert "**Not a quiet machine:** the load average was 1.50" in text
+    row = json.loads((tmp_path / "speed.json").read_text())["rows"][ROW.name]
+    assert row["ratios"][DEFAULT] == {"goal": 5.0, "median": 6.0, "low": 4.0, "high": 7.0, "pairs": 3}
+    assert row["sides"][OURS]["rows_per_s"]["median"] == 100.0
+    assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_a_stopped_session_measures_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(tmp_path, 2, None)
+    write_records(session, {OURS: [1.0, 1.0], DEFAULT: [2.0]})
+    done: list[tuple[int, str]] = []
+    monkeypatch.setattr(Session, "_side", lambda self, row, side, number, path: done.append((number, side)))
+    session.run([ROW], [])
+    # From the one end and the other, in turn.
+    assert done == [(0, BEST), (1, BEST), (1, DEFAULT)]
+
+
+def test_half_a_row_of_another_commit_is_measured_anew_and_a_whole_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(tmp_path, 1, None)
+    done: list[str] = []
+    monkeypatch.setattr(Session, "_side", lambda self, row, side, number, path: done.append(side))
+    write_records(session, {OURS: [1.0], DEFAULT: [2.0]}, commit="earlier")
+    session.run([ROW], [])
+    assert done == [OURS, DEFAULT, BEST]
+    write_records(session, {OURS: [1.0], DEFAULT: [2.0], BEST: [2.0]}, commit="earlier")
+    session.run([ROW], [])
+    assert len(done) == 3
+
+
+def test_records_of_other_settings_are_refused(tmp_path: Path) -> None:
+    write_records(Session(tmp_path, 1, None), {OURS: [1.0]})
+    Session(tmp_path, 1, None).check([ROW])
+    with pytest.raises(ConfigError, match=r"0-finetune.json was measured with updates 60 \(now 3\)"):
+        Session(tmp_path, 1, 3).check([ROW])
+
+
+def test_a_busy_machine_and_an_installed_package_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions.os, "getloadavg", lambda: (1.7, 0.0, 0.0))
+    with pytest.raises(ConfigError, match=r"load average 1.70.*\n.*--busy"):
+        refuse_busy(allowed=False)
+    assert refuse_busy(allowed=True) == 1.7
+    assert peers_program().is_file()
+    monkeypatch.setattr(sessions, "recipes_folder", lambda: tmp_path / "_recipes")
+    with pytest.raises(ConfigError, match="not in an installed package"):
+        peers_program()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rows", "bert_ful"], "Did you mean bert_full?"),
+        (["--rows", ","], "--rows names none"),
+        (["--pairs", "0"], "--pairs 0 is none"),
+        (["--updates", "-1"], "--updates -1 is none"),
+    ],
+)
+def test_wrong_flags_are_one_message(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "speed", *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_rows_are_the_issues_eight_and_keep_their_order() -> None:
+    assert len(ROWS) == len({row.name for row in ROWS}) == 8
+    rows, singles = chosen("starting,few_shot,bert_full")
+    assert [row.name for row in rows] == ["bert_full", "few_shot"]
+    assert singles == ["starting"]
+
+
+def test_useful_work_counts_real_tokens_of_every_product_that_is_needed() -> None:
+    class Model(torch.nn.Module):
+        config = type(
+            "Config", (), {"model_type": "bert", "num_attention_heads": 2, "hidden_size": 64, "num_hidden_layers": 3}
+        )
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(64, 128), torch.nn.Linear(128, 64)
+            self.second.requires_grad_(False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x))
+
+    model = Model()
+    products = Products(model)
+    model(torch.randn(10, 10, 64))  # 100 places
+    products.stop()
+    model(torch.randn(10, 10, 64))
+    # Forward both; backward the weight's gradient of the first, and the input's of the second: four products.
+    linear, attention = 4 * 2 * 64 * 128 * 50, 3 * 3 * 2 * (2 * 5 * 5 * 64) * 10
+    got = products.useful(tokens=50, lengths=[5] * 10, seconds=2.0)
+    assert got["useful_gflops"] == pytest.approx((linear + attention) / 2.0 / 1e9)
+    assert got["share"] == pytest.approx(got["useful_gflops"] / got["mm_gflops"])
+
+
+def test_a_plan_is_read_as_it_is_printed() -> None:
+    text = (
+        "updates     30 of 16 rows\ntraining    about 3 min 44 s, from 8 timed updates\n"
+        "evaluation  about 12 s, 2 times on the 850 validation rows\nmemory      about 1.5 GiB of 24 GiB\n"
+    )
+    assert parse_plan(text) == {"training": 224.0, "evaluation": 12.0, "memory": 1536.0}
+
+
+def test_nothing_is_made_up_without_records(tmp_path: Path) -> None:
+    assert summary(tmp_path) == {"rows": {}, "starting": {}, "plans": {}}
