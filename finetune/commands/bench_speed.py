@@ -30,6 +30,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("--updates", type=int, metavar="N", help="timed updates in place of each row's own: a try")
     parser.add_argument("--out", metavar="FOLDER", help="records and documents (default: runs/bench_speed)")
     parser.add_argument("--busy", action="store_true", help="measure although the machine does other work; is recorded")
+    parser.add_argument("--readme", action="store_true", help="write the short table into the checkout's README")
     parser.add_argument("--list", action="store_true", help="show the rows with their goals, and do nothing")
     parser.set_defaults(call=_speed)
 
@@ -49,19 +50,21 @@ def _speed(arguments: argparse.Namespace) -> int:
     rows, singles = chosen(arguments.rows)
 
     from finetune.bench.speed.session import Session, peers_program, refuse_busy
-    from finetune.bench.speed.summary import documents
+    from finetune.bench.speed.summary import documents, summary, write_readme
 
     peers_program()
     load = refuse_busy(arguments.busy)
     folder = Path(arguments.out or "runs/bench_speed")
-    session = Session(folder, arguments.pairs, arguments.updates)
+    session = Session(folder, arguments.pairs, arguments.updates, load if arguments.busy else 0.0)
     session.check(rows)
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing that is timed waits for a network
     stopped_by = session.run(rows, singles)
-    text = documents(folder, load if arguments.busy else 0.0)
+    text = documents(folder)
     if stopped_by:
         print(f"Interrupted; the same command goes on. What there is so far is in {folder}/speed.md.")
         return 128 + stopped_by
     print(text, end="")
+    if arguments.readme:
+        write_readme(peers_program().parents[2] / "README.md", summary(folder))
     print(f"Written to {folder}/speed.json, speed.md and speed.png.")
     return 0

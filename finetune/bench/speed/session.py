@@ -34,10 +34,11 @@ class Session:
     Attributes:
         folder: holds records/, slices/ and the documents.
         updates: timed updates in place of each row's own, or None.
+        busy: the load average that `--busy` allowed, or 0; each record says it.
     """
 
-    def __init__(self, folder: Path, pairs: int, updates: int | None) -> None:
-        self.folder, self.pairs, self.updates = folder, pairs, updates
+    def __init__(self, folder: Path, pairs: int, updates: int | None, busy: float = 0.0) -> None:
+        self.folder, self.pairs, self.updates, self.busy = folder, pairs, updates, busy
         self.threads = use_threads("auto")
         self.children = Children()
         # Of a machine and its software, so that numbers of two are never put into one table.
@@ -109,7 +110,7 @@ class Session:
             **settings, **slices, "side": side, "seed": number, "threads": self.threads,
             "useful": row.useful and number == 0,
         }  # fmt: skip
-        busy = others_share()
+        others = {"cpu_used_by_others": others_share(), "busy_load": self.busy}
         with tempfile.TemporaryDirectory(prefix="finetune-speed-") as temporary:
             asked = Path(temporary) / "request.json"
             write_json(asked, request)
@@ -118,14 +119,14 @@ class Session:
             found = _answer(self.children, [*command, str(asked)], self.threads, f"{row.name}, {side}, pair {number}")
         say(f"{row.name}, pair {number + 1} of {self.pairs}, {side}: {found['examples'] / found['seconds']:.1f} rows/s")
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"row": row.name, "side": side, "pair": number, "found": found, "cpu_used_by_others": busy}
+        record = {"row": row.name, "side": side, "pair": number, "found": found, **others}
         write_json(path, {**record, "commit": self.commit, "key": {**self.machine, **settings}})
 
     def _single(self, what: str, name: str, measure: Any) -> None:
         path = self.folder / "records" / what / f"{name}.json"
         if path.exists() and json.loads(path.read_text("utf-8"))["commit"] == self.commit:
             return
-        busy = others_share()
+        others = {"cpu_used_by_others": others_share(), "busy_load": self.busy}
         try:
             found = measure()
         except TrainingError:
@@ -135,7 +136,7 @@ class Session:
             raise Stopped
         say(f"{what}, {name}: {', '.join(f'{key} {value}' for key, value in found.items())}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"name": name, "found": found, "cpu_used_by_others": busy, "commit": self.commit, "key": self.machine}
+        record = {"name": name, "found": found, **others, "commit": self.commit, "key": self.machine}
         write_json(path, record)
 
 

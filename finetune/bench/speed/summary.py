@@ -12,6 +12,7 @@ from typing import Any
 from finetune.bench.show import rows_markdown
 from finetune.bench.speed.rows import BEST, DEFAULT, OURS, PLANS, ROWS, STARTING, Row
 from finetune.bench.speed.starting import GOALS_S
+from finetune.errors import ConfigError
 from finetune.files import write_atomically, write_json
 
 USEFUL_GOAL = 0.65
@@ -100,6 +101,7 @@ def summary(folder: Path) -> dict[str, Any]:
             **({"memory_share": _memory_share(sides), "memory_goal": row.memory_goal} if DEFAULT in sides else {}),
             **({"useful": useful[0]} if useful else {}),
             "most_cpu_used_by_others": max(record["cpu_used_by_others"] for record in every),
+            "busy_load": max(record["busy_load"] for record in every),
             "commit": every[0]["commit"], "measured_with": every[0]["key"],
         }  # fmt: skip
     return {"rows": rows, STARTING: _starting(folder), PLANS: _plans(folder)}
@@ -130,17 +132,11 @@ def _plans(folder: Path) -> dict[str, Any]:
     }
 
 
-def documents(folder: Path, busy: float) -> str:
-    """Write speed.json, speed.md and speed.png from the records, and return the Markdown.
-
-    Args:
-        busy: load average that `--busy` allowed when the session began, else 0.
-    """
+def documents(folder: Path) -> str:
+    """Write speed.json, speed.md and speed.png from the records, and return the Markdown."""
     found = summary(folder)
     text = document(found)
-    if busy:
-        text = f"**Not a quiet machine:** the load average was {busy:.2f} when it began (`--busy`).\n\n{text}"
-    write_json(folder / "speed.json", {"load_average_at_busy_start": busy, **found})
+    write_json(folder / "speed.json", found)
     write_atomically(folder / "speed.md", text)
     if found["rows"]:
         from finetune.bench.speed.plot import picture
@@ -149,9 +145,52 @@ def documents(folder: Path, busy: float) -> str:
     return text
 
 
+BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
+
+
+def write_readme(path: Path, found: Mapping[str, Any]) -> None:
+    """Put the short table between the marks of a README; nothing else of it changes.
+
+    Raises:
+        ConfigError: it has no such marks, nothing was measured, or the machine was busy.
+    """
+    text = path.read_text("utf-8") if path.is_file() else ""
+    if BEGIN not in text or END not in text:
+        raise ConfigError(f"{path} has no marks for the table of speeds.", f"Write {BEGIN} and {END} where it goes.")
+    if not found["rows"] or _busy(found):
+        raise ConfigError(
+            "The README takes no speeds of a busy machine, and none that there are not.", "Measure again."
+        )
+    head = [
+        "work",
+        "beside",
+        "rows/s",
+        "times the peer as shipped",
+        "with its best flags",
+        "peak memory, of the peer's",
+    ]
+    lines = [head]
+    for row in found["rows"].values():
+        times = [
+            f"{_text(row['ratios'][side], '.2f')} (goal {row['ratios'][side]['goal']:g})"
+            if side in row["ratios"]
+            else "–"
+            for side in (DEFAULT, BEST)
+        ]
+        share = f"{row['memory_share']:.2f}" if "memory_share" in row else "–"
+        lines.append([row["work"], row["peer"], f"{row['sides'][OURS]['rows_per_s']['median']:.0f}", *times, share])
+    parts = [rows_markdown(lines), "Medians over pairs [least, most].", _behind(found["rows"])]
+    parts += [_useful(found["rows"])] if any("useful" in row for row in found["rows"].values()) else []
+    block = "\n\n".join([*parts, _machine(next(iter(found["rows"].values())))])
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    write_atomically(path, f"{before}{BEGIN}\n{block}\n{END}{after}")
+
+
 def document(found: Mapping[str, Any]) -> str:
     """The Markdown of a session's numbers: the table, what is behind, and what it was measured on."""
     blocks = []
+    if busy := _busy(found):
+        blocks.append(f"**Not a quiet machine:** the load average was up to {busy:.2f} at a start (`--busy`).")
     if found["rows"]:
         blocks += [_table(found["rows"]), _behind(found["rows"]), _machine(next(iter(found["rows"].values())))]
         if any("useful" in row for row in found["rows"].values()):
@@ -169,6 +208,10 @@ def document(found: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         blocks.append(f"`finetune plan` is meant to be within {PLAN_GOAL:.0%}:\n\n" + rows_markdown([head, *lines]))
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _busy(found: Mapping[str, Any]) -> float:
+    return max((row["busy_load"] for row in found["rows"].values()), default=0.0)
 
 
 def _text(values: Mapping[str, float], form: str) -> str:

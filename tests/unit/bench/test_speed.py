@@ -14,7 +14,7 @@ from finetune.bench.speed import session as sessions
 from finetune.bench.speed.plans import parse_plan
 from finetune.bench.speed.rows import BEST, DEFAULT, OURS, ROWS, chosen
 from finetune.bench.speed.session import Session, peers_program, refuse_busy
-from finetune.bench.speed.summary import documents, ratios, spread, summary
+from finetune.bench.speed.summary import BEGIN, END, documents, ratios, spread, summary, write_readme
 from finetune.bench.speed.useful import Products
 from finetune.cli import main
 from finetune.errors import ConfigError
@@ -34,7 +34,7 @@ def write_records(session: Session, times: dict[str, list[float]], commit: str |
             path = session.folder / "records" / ROW.name / f"{pair}-{side}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {
-                "side": side, "pair": pair, "found": found(some), "cpu_used_by_others": 0.0,
+                "side": side, "pair": pair, "found": found(some), "cpu_used_by_others": 0.0, "busy_load": session.busy,
                 "commit": commit or session.commit, "key": {**session.machine, **session._settings(ROW)},
             }  # fmt: skip
             path.write_text(json.dumps(content))
@@ -52,15 +52,35 @@ def test_a_ratio_is_the_median_over_pairs_with_its_ends() -> None:
 
 
 def test_documents_say_where_a_peer_is_ahead(tmp_path: Path) -> None:
-    write_records(Session(tmp_path, 3, None), {OURS: [1.0] * 3, DEFAULT: [4.0, 6.0, 7.0], BEST: [0.8, 0.9, 1.1]})
-    text = documents(tmp_path, busy=1.5)
+    write_records(
+        Session(tmp_path, 3, None, busy=1.5), {OURS: [1.0] * 3, DEFAULT: [4.0, 6.0, 7.0], BEST: [0.8, 0.9, 1.1]}
+    )
+    text = documents(tmp_path)
     assert "| 6.00 [4.00, 7.00] | 5 |" in text
     assert "**the peer best flags is faster**, 0.90 times" in text
-    assert "**Not a quiet machine:** the load average was 1.50" in text
+    assert "**Not a quiet machine:** the load average was up to 1.50" in text
     row = json.loads((tmp_path / "speed.json").read_text())["rows"][ROW.name]
     assert row["ratios"][DEFAULT] == {"goal": 5.0, "median": 6.0, "low": 4.0, "high": 7.0, "pairs": 3}
     assert row["sides"][OURS]["rows_per_s"]["median"] == 100.0
     assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_the_readme_gets_its_table_between_its_marks_and_none_of_a_busy_machine(tmp_path: Path) -> None:
+    write_records(Session(tmp_path, 1, None, busy=1.0), {OURS: [1.0], DEFAULT: [6.0], BEST: [2.0]})
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    with pytest.raises(ConfigError, match="busy machine"):
+        write_readme(readme, summary(tmp_path))
+    write_records(Session(tmp_path, 1, None), {OURS: [1.0], DEFAULT: [6.0], BEST: [2.0]})
+    write_readme(readme, summary(tmp_path))
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| 6.00 [6.00, 6.00] (goal 5) | 2.00 [2.00, 2.00] (goal 1.5) |" in text
+    readme.write_text("no marks")
+    with pytest.raises(ConfigError, match="has no marks"):
+        write_readme(readme, summary(tmp_path))
 
 
 def test_a_stopped_session_measures_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
