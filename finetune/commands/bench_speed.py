@@ -56,7 +56,7 @@ def _speed(arguments: argparse.Namespace) -> int:
     load = refuse_busy(arguments.busy)
     folder = Path(arguments.out or "runs/bench_speed")
     session = Session(folder, arguments.pairs, arguments.updates, load if arguments.busy else 0.0)
-    session.check(rows)
+    session.check(rows, singles)
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing that is timed waits for a network
     stopped_by = session.run(rows, singles)
     text = documents(folder)

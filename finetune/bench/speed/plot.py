@@ -9,6 +9,7 @@ from typing import Any
 from finetune.bench.speed.rows import BEST, DEFAULT
 from finetune.files import whole_file
 
+TICKS = (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)
 LABELS = {DEFAULT: "peer as shipped", BEST: "peer with its best flags"}
 
 
@@ -37,6 +38,12 @@ def picture(rows: Mapping[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(rows)), [row["work"] for row in rows.values()], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    every = [
+        value for row in rows.values() for ratio in row["ratios"].values() for value in (ratio["high"], ratio["goal"])
+    ]
+    axes.set_xlim(0.5, 1.2 * max(every, default=10.0))
+    axes.set_xticks(shown := [tick for tick in TICKS if tick <= axes.get_xlim()[1]], [f"{tick:g}" for tick in shown])
+    axes.minorticks_off()
     axes.set_xlabel("times as long as finetune takes")
     axes.legend(fontsize=8)
     with whole_file(path) as file:

@@ -92,7 +92,8 @@ ROWS = (
     ),
     Row(
         "few_shot", "few-shot, 8 rows a class: time to a trained classifier", "few_shot_cls", "movie_snippets",
-        "setfit", "SetFit-style contrastive loop", 16, 40, {DEFAULT: 5.0}, epochs=1,
+        "setfit", "SetFit-style contrastive loop", 16, 40, {DEFAULT: 5.0},
+        settings=("objective.each_text_once=true",), epochs=1,
     ),
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +65,17 @@ class Session:
                 pass
         return self.children.signal
 
-    def check(self, rows: list[Row]) -> None:
+    def check(self, rows: list[Row], singles: Sequence[str] = ()) -> None:
         """Refuse a folder with records of another machine, other software or other settings.
 
         Raises:
             ConfigError: names the record and what differs.
         """
-        for row in rows:
-            for path in sorted((self.folder / "records" / row.name).glob("*.json")):
-                record = json.loads(path.read_text("utf-8"))
-                other = _differing({**self.machine, **self._settings(row)}, record["key"])
+        keys = {row.name: {**self.machine, **self._settings(row)} for row in rows}
+        keys.update({name: self._single_key for name in singles})
+        for name, key in keys.items():
+            for path in sorted((self.folder / "records" / name).glob("*.json")):
+                other = _differing(key, json.loads(path.read_text("utf-8"))["key"])
                 if other:
                     raise ConfigError(
                         f"{path} was measured with {other}.", "Give another folder with --out, or remove that one."
@@ -87,6 +88,10 @@ class Session:
             "recipe": row.recipe, "settings": list(row.settings), "peer": row.peer, "batch": row.batch,
             "updates": updates, "warm_up": warm_up, "epochs": row.epochs, **row.peer_settings,
         }  # fmt: skip
+
+    @property
+    def _single_key(self) -> dict[str, Any]:
+        return {**self.machine, "updates": self.updates}
 
     def _round(self, row: Row, number: int) -> None:
         # In turn from the one end and the other: what drifts (heat, other users) then falls on both.
@@ -136,7 +141,7 @@ class Session:
             raise Stopped
         say(f"{what}, {name}: {', '.join(f'{key} {value}' for key, value in found.items())}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"name": name, "found": found, **others, "commit": self.commit, "key": self.machine}
+        record = {"name": name, "found": found, **others, "commit": self.commit, "key": self._single_key}
         write_json(path, record)
 
 

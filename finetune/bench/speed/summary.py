@@ -101,10 +101,10 @@ def summary(folder: Path) -> dict[str, Any]:
             **({"memory_share": _memory_share(sides), "memory_goal": row.memory_goal} if DEFAULT in sides else {}),
             **({"useful": useful[0]} if useful else {}),
             "most_cpu_used_by_others": max(record["cpu_used_by_others"] for record in every),
-            "busy_load": max(record["busy_load"] for record in every),
             "commit": every[0]["commit"], "measured_with": every[0]["key"],
         }  # fmt: skip
-    return {"rows": rows, STARTING: _starting(folder), PLANS: _plans(folder)}
+    loads = [json.loads(path.read_text("utf-8"))["busy_load"] for path in (folder / "records").glob("*/*.json")]
+    return {"rows": rows, STARTING: _starting(folder), PLANS: _plans(folder), "busy_load": max(loads, default=0.0)}
 
 
 def _memory_share(sides: Mapping[str, Any]) -> float:
@@ -157,7 +157,7 @@ def write_readme(path: Path, found: Mapping[str, Any]) -> None:
     text = path.read_text("utf-8") if path.is_file() else ""
     if BEGIN not in text or END not in text:
         raise ConfigError(f"{path} has no marks for the table of speeds.", f"Write {BEGIN} and {END} where it goes.")
-    if not found["rows"] or _busy(found):
+    if not found["rows"] or found["busy_load"]:
         raise ConfigError(
             "The README takes no speeds of a busy machine, and none that there are not.", "Measure again."
         )
@@ -189,7 +189,7 @@ def write_readme(path: Path, found: Mapping[str, Any]) -> None:
 def document(found: Mapping[str, Any]) -> str:
     """The Markdown of a session's numbers: the table, what is behind, and what it was measured on."""
     blocks = []
-    if busy := _busy(found):
+    if busy := found["busy_load"]:
         blocks.append(f"**Not a quiet machine:** the load average was up to {busy:.2f} at a start (`--busy`).")
     if found["rows"]:
         blocks += [_table(found["rows"]), _behind(found["rows"]), _machine(next(iter(found["rows"].values())))]
@@ -208,10 +208,6 @@ def document(found: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         blocks.append(f"`finetune plan` is meant to be within {PLAN_GOAL:.0%}:\n\n" + rows_markdown([head, *lines]))
     return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def _busy(found: Mapping[str, Any]) -> float:
-    return max((row["busy_load"] for row in found["rows"].values()), default=0.0)
 
 
 def _text(values: Mapping[str, float], form: str) -> str:
