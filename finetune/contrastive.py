@@ -72,19 +72,35 @@ def setfit_pairs(labels: np.ndarray, rounds: int, seed: int) -> np.ndarray:
     return np.array(pairs, dtype=np.int64)
 
 
-def pad_texts_or_pairs(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
-    """A batch of texts, or of pairs: first texts, then second ones, [2 x pairs, longest], and `same` [pairs]."""
+def pad_texts_or_pairs(rows: list[dict[str, Any]], pad_token_id: int, each_once: bool = False) -> dict[str, Any]:
+    """A batch of texts, or of pairs: first texts, then second ones, [2 x pairs, longest], and `same` [pairs].
+
+    Args:
+        each_once: a text that is in several pairs stands in the batch once, and `places` says which row each text of
+            the pairs is, [2 x pairs].
+    """
     if "texts" not in rows[0]:
         return pad_tokens(rows, pad_token_id)
     texts = [{"input_ids": row["texts"][side]} for side in (0, 1) for row in rows]
-    return {**pad_tokens(texts, pad_token_id), "same": torch.tensor([float(row["same"]) for row in rows])}
+    same_P = torch.tensor([float(row["same"]) for row in rows])
+    if not each_once:
+        return {**pad_tokens(texts, pad_token_id), "same": same_P}
+    names = [text["input_ids"].tobytes() for text in texts]
+    unlike = dict(zip(names, texts, strict=True))
+    place = {name: number for number, name in enumerate(unlike)}
+    places = torch.tensor([place[name] for name in names])
+    return {**pad_tokens(list(unlike.values()), pad_token_id), "same": same_P, "places": places}
 
 
-def cosine_error_sum(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor, same_P: torch.Tensor) -> torch.Tensor:
+def cosine_error_sum(
+    hidden_BTD: torch.Tensor, mask_BT: torch.Tensor, same_P: torch.Tensor, places: torch.Tensor | None = None
+) -> torch.Tensor:
     """Sum over pairs of (cosine of the mean-pooled texts - same)²: CosineSimilarityLoss of sentence-transformers.
 
     Args:
         hidden_BTD: the encoder's last hidden states, B = 2 P: first texts, then second.
+        places: where the texts of the pairs are in the batch, [2 P], when it has each text once.
     """
-    first_PD, second_PD = mean_pooled(hidden_BTD, mask_BT).chunk(2)
+    pooled_BD = mean_pooled(hidden_BTD, mask_BT)
+    first_PD, second_PD = (pooled_BD if places is None else pooled_BD[places]).chunk(2)
     return squared_error_sum(F.cosine_similarity(first_PD, second_PD), same_P)

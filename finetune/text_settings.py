@@ -66,6 +66,9 @@ class FewShotObjective(BaselineObjective):
 
     rounds: Annotated[int, Field(ge=1)] = 20
     """In each round every text meets one of its own class and one of another: 2 x rounds x texts pairs an epoch."""
+    each_text_once: bool = False
+    """Encode a text once for all of a micro-batch's pairs that it is in, which then share its dropout: with few texts
+    half the work or less. Without dropout the same but for rounding."""
 
 
 class MaskedTextData(DataSettings):

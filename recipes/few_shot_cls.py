@@ -57,10 +57,10 @@ def build(recipe: Recipe) -> Task:
     model, fixed = load_sentence_classifier(files, data.labels, recipe.model.dropout)
 
     def collate(some_rows):
-        return pad_texts_or_pairs(some_rows, tokenizer.pad_token_id)
+        return pad_texts_or_pairs(some_rows, tokenizer.pad_token_id, recipe.objective.each_text_once)
 
     def loss_sum(model, batch):
-        return cosine_error_sum(encoded(model, batch), batch["attention_mask"], batch["same"])
+        return cosine_error_sum(encoded(model, batch), batch["attention_mask"], batch["same"], batch.get("places"))
 
     def logits_BC(model, batch):
         return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

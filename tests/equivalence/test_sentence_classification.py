@@ -86,6 +86,25 @@ def test_the_loss_is_that_of_plain_pytorch(files: ModelFiles) -> None:
     assert float(found) == pytest.approx(float(((cosines - torch.tensor([1, 0, 1])) ** 2).sum()), rel=1e-5)
 
 
+def test_texts_that_are_encoded_once_give_the_same_loss_and_gradients(files: ModelFiles) -> None:
+    model, _ = load_sentence_classifier(files, ("bad", "good"), 0.0)
+    rows = token_rows(files)
+    ids = [rows.columns["input_ids"][rows.offsets[text] : rows.offsets[text + 1]] for text in range(6)]
+    pairs = [(0, 1, 1), (3, 0, 0), (3, 5, 1), (0, 0, 1), (5, 1, 0)]
+    losses, gradients = [], []
+    for each_once, texts in ((False, 10), (True, 4)):
+        batch = pad_texts_or_pairs([{"texts": [ids[a], ids[b]], "same": same} for a, b, same in pairs], 0, each_once)
+        assert len(batch["input_ids"]) == texts
+        model.zero_grad()
+        hidden_BTD = encoded(model, batch)
+        loss = cosine_error_sum(hidden_BTD, batch["attention_mask"], batch["same"], batch.get("places"))
+        loss.backward()
+        losses.append(float(loss))
+        gradients.append(model.bert.encoder.layer[0].output.dense.weight.grad.clone())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert float((gradients[1] - gradients[0]).abs().max()) < 1e-5 * float(gradients[0].abs().max())
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_pipeline_gives_the_probabilities_of_scikit_learns_head(
     files: ModelFiles, tmp_path: Path, classes: int
