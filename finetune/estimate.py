@@ -17,6 +17,7 @@ from finetune.data.updates import load_updates
 from finetune.dropout import fast_dropout
 from finetune.evaluation.predict import MAX_ROWS, MAX_TOKENS, to_device
 from finetune.hardware import peak_rss_mb
+from finetune.state import capture
 
 if TYPE_CHECKING:
     from finetune.options import RunOptions
@@ -127,6 +128,7 @@ def _seconds_per_token(trainer: Trainer) -> float:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.monotonic() - started)
+    capture(model, optimizer, trainer.adapter.state(trainer.model))  # what a checkpoint copies is part of the memory
     timed = slice(-min(TIMED_UPDATES, len(ahead)), None)
     return sum(seconds[timed]) / sum(costs[timed])
 

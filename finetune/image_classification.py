@@ -16,6 +16,7 @@ from finetune.data.batching import RowKey
 from finetune.data.images import ImageRows, centre
 from finetune.errors import ConfigError
 from finetune.evaluation.predict import predict_rows
+from finetune.hardware import choose_precision
 from finetune.image_settings import Augmentation, ImageData, ImageModelSettings, ImageObjective
 from finetune.randomness import fold, numpy_generator
 from finetune.recipe import Recipe
@@ -37,16 +38,21 @@ class ImageRecipe(Recipe):
     objective: SerializeAsAny[ImageObjective]
 
 
-def normalised(processor: Any) -> Collate:
+def normalised(processor: Any, channels_last: bool = False) -> Collate:
     """Rows to a batch: pixel_values [B, 3, H, W] as the image processor normalises them, labels [B].
 
     Blended rows bring `targets`, [B, classes] shares, besides.
+
+    Args:
+        channels_last: how they lie in memory; convolutions pass it on to each other. The weights stay as they are, and
+            so do checkpoints.
     """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     mean_311, std_311 = (torch.tensor(some)[:, None, None] for some in (processor.image_mean, processor.image_std))
 
     def collate(rows: list[dict[str, Any]]) -> Batch:
         pixels_B3HW = torch.stack([row["pixels"] for row in rows]).float() * processor.rescale_factor
-        batch = {"pixel_values": (pixels_B3HW - mean_311) / std_311}
+        batch = {"pixel_values": ((pixels_B3HW - mean_311) / std_311).contiguous(memory_format=layout)}
         if "labels" in rows[0]:
             batch["labels"] = torch.as_tensor(np.array([row["labels"] for row in rows]))
         if "targets" in rows[0]:
@@ -54,6 +60,12 @@ def normalised(processor: Any) -> Collate:
         return batch
 
     return collate
+
+
+def wants_channels_last(recipe: ImageRecipe) -> bool:
+    """What model.channels_last means for a recipe on this machine."""
+    wanted = recipe.model.channels_last
+    return choose_precision(recipe.train.precision) != "fp32" if wanted == "auto" else wanted
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from finetune.image_classification import (
     image_size,
     normalised,
     save_image_model,
+    wants_channels_last,
 )
 from finetune.image_models import (
     image_encoder,
@@ -64,7 +65,7 @@ def build(recipe: ImageRecipe) -> Task:
     shorter, side = image_size(processor, files.name)
     data, images = load_images(recipe.data, Resizing(shorter, int(processor.resample), side))
     model, files, new = load_image_model(files, recipe.model, data.labels, recipe.train.seed)
-    seed, collate = recipe.train.seed, normalised(processor)
+    seed, collate = recipe.train.seed, normalised(processor, wants_channels_last(recipe))
     train = AugmentedRows(images["train"], recipe.objective.augment, side, len(data.labels), seed)
     rows: dict[str, Rows] = {**images, "train": train}
 

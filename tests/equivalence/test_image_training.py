@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from finetune.checkpoint import Checkpoints
 from finetune.data.batching import RowKey
 from finetune.experiment import build_trainer
-from finetune.history import History
+from finetune.history import History, read_history
+from finetune.image_classification import wants_channels_last
 from finetune.recipe import LoadedRecipe, load_recipe, override
 from finetune.trainer import Trainer
 
@@ -69,3 +70,29 @@ def test_statistics_of_batch_norm_stay_with_frozen_weights(
     assert len(before) > 30
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor) == any(part in name for part in still), name
+
+
+def test_channels_last_changes_nothing_but_rounding(tmp_path: Path) -> None:
+    found = {}
+    for setting in ("true", "false"):
+        folder = tmp_path / setting
+        folder.mkdir()
+        # SGD, whose updates are as large as the gradient: Adam's first ones have the size of the rate, of rounding too.
+        settings = ("train.optimizer=sgd", "train.lr=0.02", "train.lr_warmup_updates=0")
+        trainer, _ = trained(folder, f"model.channels_last={setting}", *settings)
+        batch = trainer.task.collate(trainer.task.rows["train"].__getitems__([RowKey(0, 0), RowKey(0, 1)]))
+        assert batch["pixel_values"].is_contiguous(memory_format=torch.channels_last) == (setting == "true")
+        # As every checkpoint and every exported model has them.
+        assert all(parameter.is_contiguous() for parameter in trainer.model.parameters())
+        losses = [line["loss"] for line in read_history(folder / "history.jsonl") if "loss" in line]
+        found[setting] = losses, dict(trainer.model.named_parameters())
+    assert found["true"][0] == pytest.approx(found["false"][0], rel=1e-4)
+    for name, parameter in found["true"][1].items():
+        assert float((parameter - found["false"][1][name]).abs().max()) < 1e-5, name
+
+
+def test_channels_last_goes_by_the_precision() -> None:
+    assert not wants_channels_last(recipe().recipe)
+    assert wants_channels_last(recipe("train.precision=bf16").recipe)
+    assert wants_channels_last(recipe("model.channels_last=true").recipe)
+    assert not wants_channels_last(recipe("train.precision=bf16", "model.channels_last=false").recipe)
