@@ -43,14 +43,20 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratios(ours: Mapping[int, Mapping[str, Any]], peers: Mapping[int, Mapping[str, Any]]) -> Spread | None:
-    """How many times as long the peer takes for an example, pair by pair; None without a whole pair."""
-    both = sorted(set(ours) & set(peers))
-    found = [_seconds(peers[pair]) / _seconds(ours[pair]) for pair in both]
+    """How many times as long the peer takes for a token, pair by pair; None without a whole pair.
+
+    For a row where a side counts no tokens (images, pairs of texts). Updates are timed at the same places of an epoch,
+    not for the very same rows, whose lengths this evens out.
+    """
+    found = []
+    for pair in sorted(set(ours) & set(peers)):
+        unit = "tokens" if ours[pair]["tokens"] and peers[pair]["tokens"] else "examples"
+        found.append(_seconds(peers[pair], unit) / _seconds(ours[pair], unit))
     return spread(found) if found else None
 
 
-def _seconds(found: Mapping[str, Any]) -> float:
-    return float(found["seconds"]) / float(found["examples"])
+def _seconds(found: Mapping[str, Any], unit: str = "examples") -> float:
+    return float(found["seconds"]) / float(found[unit])
 
 
 def read_sides(folder: Path, row: Row) -> dict[str, dict[int, dict[str, Any]]]:
@@ -231,8 +237,8 @@ def _table(rows: Mapping[str, Any]) -> str:
         share = f"{row['memory_share']:.2f}" if "memory_share" in row else "–"
         lines.append([*line, f"{sides[OURS]['peak_rss_mb']['median']:.0f}", share])
     note = (
-        "Rows a second are medians. `times` is how many times as long the peer takes for a row: the median over pairs "
-        "[least, most], each pair measured side after side."
+        "Rows a second are medians. `times` is how many times as long the peer takes for a token (for a row where rows "
+        "have no length): the median over pairs [least, most], each pair measured side after side."
     )
     return f"{rows_markdown(lines)}\n\n{note}"
 

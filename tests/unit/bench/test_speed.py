@@ -48,6 +48,10 @@ def test_a_ratio_is_the_median_over_pairs_with_its_ends() -> None:
     quotients = np.array([3.0, 4.0, 5.0])  # of the pairs that are whole
     assert (ratio.median, ratio.low, ratio.high, ratio.count) == (np.median(quotients), 3.0, 5.0, 3)
     assert ratios(ours, {}) is None
+    # Twice the tokens in as many rows: half as long for each. Sides that count none are compared by rows.
+    longer = {0: {**found(3.0), "tokens": 4000}}
+    assert ratios(ours, longer) == spread([1.5])
+    assert ratios(ours, {0: {**found(3.0), "tokens": 0}}) == spread([3.0])
     assert spread([2.0, 1.0]).text(".1f") == "1.5 [1.0, 2.0]"
 
 
