@@ -24,8 +24,8 @@ LAUNCH_FLAGS = ["--recipe", "--set", "--data", "--adapter", "--seed", "--output"
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pydantic", "sklearn", "pyarrow", "accelerate", "matplotlib"}
 COMMANDS = [
     "list", "show", "cp", "diff", "plan", "run", "predict", "merge", "bench", "bench list", "bench plan",
-    "bench run", "bench show", "bench check", "compare", "slices", "calibrate", "risk-coverage", "replay",
-    "verify", "verify resume", "data", "data check", "data leaks", "data card", "data list", "cache",
+    "bench run", "bench show", "bench check", "bench speed", "compare", "slices", "calibrate", "risk-coverage",
+    "replay", "verify", "verify resume", "data", "data check", "data leaks", "data card", "data list", "cache",
     "cache ls", "cache verify", "cache clear",
 ]  # fmt: skip
 
