@@ -2,6 +2,7 @@
 
     done = forks().run(["run", "bert_cls"], folder, os.environ)
     killed = forks().start(["run", "bert_cls"], folder, os.environ)  # .pid, .running(), .wait()
+    both = forks().start(["run", "bert_cls"], folder, os.environ, world=2)  # .pids, .running(), .wait_all()
 
 A command imports PyTorch and transformers for about five seconds before it does anything, and there are a hundred in
 the tests. Nothing is computed before a fork, and each leaves by the interpreter's own exit. What a launcher does, and
@@ -10,12 +11,14 @@ what Python does before `main`, is tested by launch lines, which are processes f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -54,50 +57,86 @@ class Command:
     """A command that was started.
 
     Attributes:
-        pid: the process; signals go there.
+        pids: its processes by rank; signals go there.
     """
 
     def __init__(self, server: Forks, arguments: Sequence[str], folder: Path) -> None:
-        self.pid = int(server.line())
+        self.pids = [int(word) for word in server.line().split()]
         self._server, self._arguments, self._folder = server, arguments, folder
 
+    @property
+    def pid(self) -> int:
+        """The first process, of most commands the only one."""
+        return self.pids[0]
+
     def running(self) -> bool:
-        """Whether its process is still there and is no zombie."""
-        try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except (FileNotFoundError, ProcessLookupError):
-            return False
+        """Whether a process of it is still there and is no zombie."""
+        for pid in self.pids:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    return True
+        return False
 
     def wait(self, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
-        """Its status, as `subprocess` has it, and what it wrote.
+        """The status of its first process, as `subprocess` has it, and what it wrote.
 
         Raises:
             TimeoutExpired: it was not done in time, and killed.
         """
+        return self.wait_all(timeout_s)[0]
+
+    def wait_all(self, timeout_s: float = 600.0) -> list[subprocess.CompletedProcess[str]]:
+        """The same of all its processes, by rank."""
         if not self._server.answers(timeout_s):
-            os.kill(self.pid, signal.SIGKILL)
+            for pid in self.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._server.line()
             raise subprocess.TimeoutExpired(list(self._arguments), timeout_s)
-        status = int(self._server.line())
-        out, error = ((self._folder / name).read_text("utf-8", errors="replace") for name in ("out", "error"))
-        return subprocess.CompletedProcess(list(self._arguments), status, out, error)
+        statuses = [int(word) for word in self._server.line().split()]
+        return [
+            subprocess.CompletedProcess(list(self._arguments), status, *self._written(rank))
+            for rank, status in enumerate(statuses)
+        ]
+
+    def _written(self, rank: int) -> list[str]:
+        names = (f"out-{rank}", f"error-{rank}")
+        return [(self._folder / name).read_text("utf-8", errors="replace") for name in names]
 
 
 class Forks:
-    """The server of forks; one command at a time."""
+    """The server of forks; one command at a time.
 
-    def __init__(self) -> None:
+    Args:
+        modules: also imported before the forks.
+    """
+
+    def __init__(self, modules: Sequence[str] = ()) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forks"],
+            [sys.executable, "-m", "tests.forks", *modules],
             cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
         )  # fmt: skip
         self._written = tempfile.TemporaryDirectory(prefix="finetune-forks-")
 
-    def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Command:
-        """Begin `finetune ARGUMENTS` in a folder; wait for it before the next one."""
+    def start(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        world: int = 1,
+        module: str = "finetune.cli",
+    ) -> Command:
+        """Begin `finetune ARGUMENTS` in a folder; wait for it before the next one.
+
+        Args:
+            world: processes, which find each other as those of a launch line do.
+            module: whose `main(arguments)` is called.
+        """
         written = Path(self._written.name)
         request = {
+            "world": world,
+            "module": module,
             "arguments": list(arguments),
             "folder": str(folder),
             "environment": dict(environment),
@@ -133,31 +172,45 @@ class Forks:
 def serve() -> None:
     """Fork for each request on standard input, and say the process and, when it ended, its status."""
     import_all()
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)
-        pid = os.fork()
-        if not pid:
-            answers.close()
-            command(request)
-        answers.write(f"{pid}\n")
+        port, pids = _free_port(), []
+        for rank in range(request["world"]):
+            pids.append(os.fork())
+            if not pids[-1]:
+                answers.close()
+                command(request, rank, port)
+        answers.write(f"{' '.join(map(str, pids))}\n")
         answers.flush()
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        answers.write(f"{status}\n")
+        # As they end: one that is gone must not stay a zombie while the others go on.
+        ended = dict(os.wait() for _ in pids)
+        answers.write(f"{' '.join(str(os.waitstatus_to_exitcode(ended[pid])) for pid in pids)}\n")
         answers.flush()
 
 
-def command(request: Mapping[str, Any]) -> None:
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def command(request: Mapping[str, Any], rank: int, port: int) -> None:
     """In the fork: become the command."""
-    from finetune.cli import main
-
-    for name, number in (("out", 1), ("error", 2)):
+    main = importlib.import_module(request["module"]).main
+    for name, number in ((f"out-{rank}", 1), (f"error-{rank}", 2)):
         file = os.open(Path(request["written"]) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.clear()
     os.environ.update(request["environment"])
+    if (world := request["world"]) > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     try:
         os.chdir(request["folder"])
         status = main(request["arguments"])

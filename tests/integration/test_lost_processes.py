@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ GRIEF = """
     def loss_sum(model, batch):
         global calls
         calls = globals().get("calls", 0) + 1
-        if __import__("os").environ.get("RANK") == "1" and calls == 3:
+        if __import__("os").environ.get("RANK") == "{rank}" and calls == {call}:
             {what}
 """
 
@@ -36,9 +36,11 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def started(line: str, recipe: Path | str, reviews: Path, run: Path) -> Iterator[subprocess.Popen[str]]:
+def started(
+    line: str, recipe: Path | str, reviews: Path, run: Path, more: Sequence[str] = ("train.epochs=500",)
+) -> Iterator[subprocess.Popen[str]]:
     """A launch whose processes can be found, and are gone afterwards whatever the test did."""
-    settings = ("train.epochs=500", "train.batch_size=8", "data.max_tokens=16", "objective.baselines=false")
+    settings = ("train.batch_size=8", "data.max_tokens=16", "objective.baselines=false", *more)
     options = [word for setting in settings for word in ("--set", setting)]
     command = [*line.split(), "--recipe", str(recipe), "--data", str(reviews), "--output", str(run), *options]
     process = subprocess.Popen(
@@ -101,7 +103,7 @@ def test_one_raises_or_leaves(what: str, named: str, reviews: Path, tmp_path: Pa
     source = recipe.read_text()
     head = "    def loss_sum(model, batch):\n"
     assert source.count(head) == 1
-    recipe.write_text(source.replace(head, GRIEF.format(what=what).lstrip("\n")))
+    recipe.write_text(source.replace(head, GRIEF.format(what=what, rank=1, call=3).lstrip("\n")))
     run = tmp_path / "run"
     with started(two(), recipe, reviews, run) as process:
         until(lambda: (run / "run.json").exists(), 60)

@@ -8,15 +8,25 @@ import tempfile
 from pathlib import Path
 
 from finetune.record import commit
-from tests.integration.faults import crashes, damage, fuzz, hostile, kills
+from tests.integration.faults import crashes, damage, evaluation, exits, fuzz, hostile, kills, order, peers, table
 from tests.integration.faults.records import Records
 
-# Of the crash matrix, the sample takes every 11th point. Its kills are `finetune verify resume`, in a test of its own.
+# Cases of each part. Of the crash matrix, every n-th point; of the peers, each measure of each.
 SIZES = {
-    "sample": {"damage": 24, "kills": 0, "fuzz": 60, "hostile": 30, "commands": 0, "every": 11},
-    "small": {"damage": 100, "kills": 20, "fuzz": 500, "hostile": 60, "commands": 10, "every": 1},
-    "full": {"damage": 500, "kills": 200, "fuzz": 5000, "hostile": 300, "commands": 100, "every": 1},
-}
+    "sample": {
+        "damage": 24, "every": 11, "fuzz": 60, "commands": 0, "hostile": 30, "kills": 2, "order": 10, "elastic": 0,
+        "evaluation": 16, "clean": 1, "lost": 0, "frozen": 0, "peer_kills": 0, "peer_damages": 0, "peer_stops": 0,
+    },
+    "small": {
+        "damage": 100, "every": 1, "fuzz": 500, "commands": 10, "hostile": 60, "kills": 20, "order": 20, "elastic": 1,
+        "evaluation": 40, "clean": 10, "lost": 3, "frozen": 3, "peer_kills": 4, "peer_damages": 10, "peer_stops": 2,
+    },
+    "full": {
+        "damage": 500, "every": 1, "fuzz": 5000, "commands": 100, "hostile": 300, "kills": 200, "order": 100,
+        "elastic": 3, "evaluation": 200, "clean": 100, "lost": 20, "frozen": 5, "peer_kills": 20, "peer_damages": 70,
+        "peer_stops": 7,
+    },
+}  # fmt: skip
 # What --only takes, and the keys of the record that it makes.
 PARTS = {
     "damage": ["damage"],
@@ -24,6 +34,10 @@ PARTS = {
     "fuzz": ["fuzz", "fuzzed commands"],
     "hostile": ["hostile"],
     "kills": ["kills"],
+    "order": ["order", "elastic"],
+    "evaluation": ["evaluation"],
+    "exits": ["clean exits", *(f"one {kind}" for kind in exits.LIMITS_S)],
+    "peers": [f"{peer}: {name}" for peer in peers.PEERS for name in peers.MEASURES],
 }
 
 
@@ -36,7 +50,11 @@ def main() -> int:
     parser.add_argument("--record", type=Path, help="default: results/SIZE.json beside this file")
     parser.add_argument("--work", type=Path, help="where the runs go; needed again to go on (default: in /tmp)")
     parser.add_argument("--fresh", action="store_true", help="forget what the record has")
+    parser.add_argument("--table", action="store_true", help="run nothing: write the README's table of the records")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table.write())
+        return 0
     chosen = arguments.only.split(",")
     if unknown := set(chosen) - set(PARTS):
         parser.error(f"--only {sorted(unknown)[0]}: there are {', '.join(PARTS)}")
@@ -59,6 +77,14 @@ def main() -> int:
         hostile.run(records, sizes["hostile"], work)
     if "kills" in chosen:
         kills.run(records, sizes["kills"], work)
+    if "order" in chosen:
+        order.run(records, sizes["order"], sizes["elastic"], work)
+    if "evaluation" in chosen:
+        evaluation.run(records, sizes["evaluation"], work)
+    if "exits" in chosen:
+        exits.run(records, sizes["clean"], sizes["lost"], sizes["frozen"], work)
+    if "peers" in chosen:
+        peers.run(records, sizes["peer_kills"], sizes["peer_damages"], sizes["peer_stops"], work)
     print(records.table())
     return int(any(entry["failures"] for entry in records.content.values()))
 
