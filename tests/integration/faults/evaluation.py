@@ -15,19 +15,19 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
 import torch
 
-from finetune.data.tokens import TokenRows
+from finetune.data.tokens import TokenRows, pad_tokens
 from finetune.evaluation import predict
 from finetune.evaluation.judge import ClassificationJudge
 from finetune.evaluation.predict import mean_pooled, predict_rows
 from finetune.files import write_json
 from tests.forks import forks
-from tests.integration.faults.order import real_task, some_rows
+from tests.integration.faults.order import real_rows, real_task, some_rows
 from tests.integration.faults.records import Outcome, Records
 
 WORLDS = (1, 2, 3, 4)
@@ -49,6 +49,10 @@ def _groups(seed: int, total: int, folder: Path) -> dict[int, dict[int, list[Any
     """By number of processes and case: what each process got. One process has all cases, the others their own."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    rows, model = real_rows(), cast(Any, real_task().model)
+    np.save(folder / "input_ids.npy", rows.columns["input_ids"])
+    np.save(folder / "offsets.npy", rows.offsets)
+    np.save(folder / "embeddings.npy", model.get_input_embeddings().weight.detach().numpy())
     found = {}
     for world in WORLDS:
         arguments = [str(folder), str(seed), str(total)]
@@ -62,7 +66,7 @@ def _groups(seed: int, total: int, folder: Path) -> dict[int, dict[int, list[Any
 
 
 def _case(number: int, seed: int, found: dict[int, dict[int, list[Any]]]) -> Outcome:
-    world, rows, _, _ = _drawn(number, seed)
+    world, rows, _, _ = _drawn(number, seed, real_rows())
     what = f"{len(rows)} rows, {world} processes"
     alone, own = found[1][number][0], found[world][number]
     for rank, got in enumerate(own):
@@ -75,31 +79,36 @@ def _case(number: int, seed: int, found: dict[int, dict[int, list[Any]]]) -> Out
     again = sum(computed.values()) - len(rows)
     if set(computed) != set(range(len(rows))) or again > world - 1:
         return Outcome("other", f"{what}: computed {again} rows too many, or not every row")
-    return Outcome(f"{world} process{'es' if world > 1 else ''}: each row once, outputs and metrics equal")
+    return Outcome(f"by {world}: each row once, outputs and metrics equal")
 
 
-def _drawn(number: int, seed: int) -> tuple[int, TokenRows, int, int]:
+def _drawn(number: int, seed: int, of: TokenRows) -> tuple[int, TokenRows, int, int]:
     """Processes, rows, and the limits of a batch: rows and padded tokens."""
     rng = random.Random(f"evaluation {seed} {number}")
     # Few rows are where some processes have none.
-    rows = some_rows(rng, rng.choice([rng.randint(1, 8), rng.randint(1, 120)]))
+    rows = some_rows(of, rng, rng.choice([rng.randint(1, 8), rng.randint(1, 120)]))
     return rng.choice(WORLDS), rows, rng.randint(1, 32), rng.randint(16, 1024)
 
 
 class Model(torch.nn.Module):
     """The real encoder's embeddings, averaged, and a classifier of them."""
 
-    def __init__(self, embeddings: torch.nn.Module) -> None:
+    def __init__(self, embeddings_VD: torch.Tensor) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embeddings, self.head, self.seen = embeddings, torch.nn.Linear(384, CLASSES), list[int]()
+        self.embeddings = torch.nn.Embedding.from_pretrained(embeddings_VD)
+        self.head = torch.nn.Linear(embeddings_VD.shape[1], CLASSES)
+        self.seen: list[int] = []
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         self.seen += batch["labels"].tolist()
-        probabilities_RC = self.head(
-            mean_pooled(self.embeddings(batch["input_ids"]), batch["attention_mask"]) * 20
-        ).softmax(-1)
+        mean_RD = mean_pooled(self.embeddings(batch["input_ids"]), batch["attention_mask"])
+        probabilities_RC = self.head(20 * mean_RD).softmax(-1)
         return torch.cat([probabilities_RC, batch["labels"].unsqueeze(1).float()], dim=1)  # and the row's place
+
+
+def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return pad_tokens(rows, 0)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -109,16 +118,16 @@ def main(arguments: Sequence[str]) -> int:
     folder, seed, total = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     torch.set_num_threads(1)
     accelerator = make_accelerator("fp32", [])
-    task, found = real_task(), {}
-    embeddings: Any = task.model
-    model = Model(embeddings.get_input_embeddings())
+    ids, offsets, embeddings = (np.load(folder / f"{name}.npy") for name in ("input_ids", "offsets", "embeddings"))
+    of = TokenRows({"input_ids": ids}, offsets, np.zeros(len(offsets) - 1, bool))
+    model, found = Model(torch.tensor(embeddings)), {}
     for number in range(total):
-        world, rows, max_rows, max_tokens = _drawn(number, seed)
+        world, rows, max_rows, max_tokens = _drawn(number, seed, of)
         if accelerator.num_processes not in (1, world):
             continue
         model.seen = []
         with mock.patch.multiple(predict, MAX_ROWS=max_rows, MAX_TOKENS=max_tokens):
-            got = predict_rows(model, rows, task.collate, lambda some, batch: some(batch), accelerator, "valid")
+            got = predict_rows(model, rows, _collate, lambda some, batch: some(batch), accelerator, "valid")
         probabilities = got[:, :CLASSES]
         labels = np.array([random.Random(row).randrange(CLASSES) for row in range(len(rows))])
         judge = ClassificationJudge({"valid": labels}, ("a", "b", "c"), 0)

@@ -17,13 +17,13 @@ from tests.integration.faults import stores
 from tests.integration.faults.records import Outcome, Records
 
 # A run's length by what is trained: it outlasts its kills.
-UPDATES = {"frozen": 48, "lora": 28, "full": 16}
+UPDATES = {"frozen": 40, "lora": 24, "full": 16}
 # When to kill: while a checkpoint is written, while old ones are taken away, at any time of training, while starting,
 # and after the last update, when the model is exported and judged. After these a run is let go on to its end.
 WHEN = ("start", "save", "rotate", "train", "save", "start", "save", "end")
 PATIENCE_S = 180.0
 # How long a save and the end of a run take on two cores; a kill falls anywhere in there.
-SAVE_S = {"frozen": 0.01, "lora": 0.025, "full": 0.7}
+SAVE_S = {"frozen": 0.005, "lora": 0.02, "full": 0.7}
 END_S = 1.0
 START_S = 1.2
 
@@ -133,7 +133,7 @@ def _kill(process: Command, folder: Path, adapter: str, when: str, rng: random.R
         return "rotate"
     if when == "start":
         return "start"
-    return "export" if (folder / "model").exists() else "training"
+    return "export" if _logged(folder) == UPDATES[adapter] else "training"
 
 
 def _new(checkpoints: Path, mark: str, since: float) -> bool:

@@ -50,10 +50,15 @@ def real_task() -> Task:
     return load_recipe("bert_cls").build()
 
 
-def some_rows(rng: random.Random, count: int) -> TokenRows:
-    """Real rows, drawn at random; the label of each is its place, so that a batch says which it holds."""
+def real_rows() -> TokenRows:
+    """All training rows."""
     rows = real_task().rows["train"]
     assert isinstance(rows, TokenRows)
+    return rows
+
+
+def some_rows(rows: TokenRows, rng: random.Random, count: int) -> TokenRows:
+    """Rows drawn at random; the label of each is its place, so that a batch says which it holds."""
     chosen = rng.sample(range(len(rows)), count)
     parts = [slice(int(rows.offsets[row]), int(rows.offsets[row + 1])) for row in chosen]
     columns = {name: np.concatenate([values[part] for part in parts]) for name, values in rows.columns.items()}
@@ -63,7 +68,7 @@ def some_rows(rng: random.Random, count: int) -> TokenRows:
 
 def _order(number: int, seed: int) -> Outcome:
     rng = random.Random(f"order {seed} {number}")
-    rows = some_rows(rng, rng.randint(1, 160))
+    rows = some_rows(real_rows(), rng, rng.randint(1, 160))
     batch, epochs = rng.randint(1, 48), rng.choice([1, 2, 2.5])
     plan = BatchPlan(len(rows), rng.choice([rows.lengths, None]), batch, epochs, rng.randrange(1000))
     micro, fixed = rng.choice(["auto", 1, 3, 8]), rng.random() < 0.3
