@@ -24,7 +24,7 @@ SIZES = {
     "full": {
         "damage": 500, "every": 1, "fuzz": 5000, "commands": 100, "hostile": 300, "kills": 200, "order": 100,
         "elastic": 3, "evaluation": 200, "clean": 100, "lost": 20, "frozen": 5, "peer_kills": 20, "peer_damages": 70,
-        "peer_stops": 7,
+        "peer_stops": 13,
     },
 }  # fmt: skip
 # What --only takes, and the keys of the record that it makes.

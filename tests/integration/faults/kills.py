@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.checkpoint import Checkpoints
@@ -16,16 +18,38 @@ from tests.forks import Command, forks
 from tests.integration.faults import stores
 from tests.integration.faults.records import Outcome, Records
 
-# A run's length by what is trained: it outlasts its kills.
-UPDATES = {"frozen": 40, "lora": 24, "full": 16}
+
+@dataclass(frozen=True)
+class Kind:
+    """Runs to be killed.
+
+    Attributes:
+        updates: long enough to outlast the kills.
+        start_s, save_s: what starting and saving take on two cores; a kill falls anywhere in there.
+    """
+
+    adapter: str
+    world: int
+    updates: int
+    start_s: float
+    save_s: float
+
+    @property
+    def name(self) -> str:
+        return self.adapter if self.world == 1 else f"{self.adapter} by {self.world} processes"
+
+
+KINDS = (
+    Kind("frozen", 1, 40, 1.2, 0.005),
+    Kind("lora", 1, 24, 1.2, 0.02),
+    Kind("full", 1, 16, 1.2, 0.7),
+    Kind("lora", 2, 24, 4.0, 0.02),
+)
 # When to kill: while a checkpoint is written, while old ones are taken away, at any time of training, while starting,
 # and after the last update, when the model is exported and judged. After these a run is let go on to its end.
 WHEN = ("start", "save", "rotate", "train", "save", "start", "save", "end")
-PATIENCE_S = 180.0
-# How long a save and the end of a run take on two cores; a kill falls anywhere in there.
-SAVE_S = {"frozen": 0.005, "lora": 0.02, "full": 0.7}
 END_S = 1.0
-START_S = 1.2
+PATIENCE_S = 180.0
 
 
 def run(records: Records, total: int, work: Path) -> None:
@@ -37,30 +61,30 @@ def run(records: Records, total: int, work: Path) -> None:
 def _case(number: int, total: int, seed: int, data: Path, work: Path) -> Outcome:
     rng = random.Random(f"kill {seed} {number}")
     chain, position = divmod(number, len(WHEN))
-    adapter = list(UPDATES)[chain % len(UPDATES)]
-    folder, whole = work / f"kills-{seed}-{chain}", _left_alone(adapter, data, work)
+    kind = KINDS[chain % len(KINDS)]
+    folder, whole = work / f"kills-{seed}-{chain}", _left_alone(kind, data, work)
     if position == 0:
         shutil.rmtree(folder, ignore_errors=True)
-    where = _kill(_start(adapter, data, folder), folder, adapter, WHEN[position], rng)
+    where = _kill(kind, data, folder, WHEN[position], rng)
     while where == "ended":  # before its kill: it must be right all the same, and the kill is for another
         if different := differences(whole, folder):
-            return Outcome(adapter, f"{adapter}: other bits after kills: {different}; kept in {folder}")
+            return Outcome(kind.name, f"{kind.name}: other bits after kills: {different}; kept in {folder}")
         shutil.rmtree(folder)
-        where = _kill(_start(adapter, data, folder), folder, adapter, WHEN[position], rng)
-    kind = f"{adapter}, in {where}"
+        where = _kill(kind, data, folder, WHEN[position], rng)
+    outcome = f"{kind.name}, in {where}"
     if where.startswith("exit"):
-        return Outcome(adapter, f"{adapter}: {where}")
+        return Outcome(kind.name, f"{kind.name}: {where}")
     if problem := _lost(folder):
-        return Outcome(kind, f"{adapter}, killed in {where}: {problem}; kept in {folder}")
+        return Outcome(outcome, f"{outcome}: {problem}; kept in {folder}")
     if position + 1 < len(WHEN) and number + 1 < total:
-        return Outcome(kind)
-    done = _start(adapter, data, folder).wait(PATIENCE_S)
-    if done.returncode:
-        return Outcome(kind, f"{adapter}: not resumed: {done.stderr[-800:]}")
+        return Outcome(outcome)
+    for done in _start(kind, data, folder).wait_all(PATIENCE_S):
+        if done.returncode:
+            return Outcome(outcome, f"{kind.name}: not resumed: {done.stderr[-800:]}")
     if different := differences(whole, folder):
-        return Outcome(kind, f"{adapter}: other bits after kills: {different}; kept in {folder}")
+        return Outcome(outcome, f"{kind.name}: other bits after kills: {different}; kept in {folder}")
     shutil.rmtree(folder)
-    return Outcome(kind)
+    return Outcome(outcome)
 
 
 def _lost(folder: Path) -> str:
@@ -74,58 +98,62 @@ def _lost(folder: Path) -> str:
     return f"update {logged} was done, {saved} is the newest checkpoint" if logged - saved > 1 else ""
 
 
-def _start(adapter: str, data: Path, folder: Path) -> Command:
+def _start(kind: Kind, data: Path, folder: Path) -> Command:
     """The run begun, or gone on with when it had come so far that it can be."""
     arguments = ["run", "--resume", str(folder)]
     if not (folder / "run.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        settings = [f"train.max_updates={UPDATES[adapter]}", "train.save_every_updates=1", "train.batch_size=8"]
+        settings = [f"train.max_updates={kind.updates}", "train.save_every_updates=1", "train.batch_size=8"]
         settings += ["data.max_tokens=16", "objective.baselines=false", "train.threads=1", "train.keep_checkpoints=1"]
         settings += ["train.epochs=40", "train.eval_every_updates=5"]
         flags = [word for setting in settings for word in ("--set", setting)]
-        arguments = ["run", "bert_cls", "--adapter", adapter, "--data", str(data), "--output", str(folder), *flags]
-    return forks().start(arguments, folder.parent, os.environ | {"HF_HUB_OFFLINE": "1"})
+        arguments = ["run", "bert_cls", "--adapter", kind.adapter, "--data", str(data), "--output", str(folder), *flags]
+    return forks().start(arguments, folder.parent, os.environ | {"HF_HUB_OFFLINE": "1"}, kind.world)
 
 
-def _left_alone(adapter: str, data: Path, work: Path) -> Path:
+def _left_alone(kind: Kind, data: Path, work: Path) -> Path:
     """A run that nobody killed, made once; killed runs must equal it."""
-    folder = work / f"whole-{adapter}"
+    folder = work / f"whole-{kind.adapter}-{kind.world}"
     if not (folder / "README.md").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        if problem := (done := _start(adapter, data, folder).wait(PATIENCE_S)).returncode:
+        if problem := (done := _start(kind, data, folder).wait(PATIENCE_S)).returncode:
             raise RuntimeError(f"the run that is left alone ended with {problem}: {done.stderr[-2000:]}")
     return folder
 
 
-def _kill(process: Command, folder: Path, adapter: str, when: str, rng: random.Random) -> str:
-    """Wait for the instant, kill; where it fell, from what it left behind."""
+def _kill(kind: Kind, data: Path, folder: Path, when: str, rng: random.Random) -> str:
+    """Start, wait for the instant, kill all its processes; where it fell, from what it left behind."""
     since, until = time.time(), time.monotonic() + PATIENCE_S
-    checkpoints = folder / "checkpoints"
+    command, checkpoints = _start(kind, data, folder), folder / "checkpoints"
 
     def wait_for(mark: str) -> None:
-        while process.running() and time.monotonic() < until and not _new(checkpoints, mark, since):
+        while command.running() and time.monotonic() < until and not _new(checkpoints, mark, since):
             time.sleep(0.0003)
 
     if when == "start":
-        time.sleep(START_S * rng.random())
+        time.sleep(kind.start_s * rng.random())
     else:
-        last = _logged(folder) + 1 + rng.randrange(2) if when != "end" else UPDATES[adapter]
-        while process.running() and time.monotonic() < until and _logged(folder) < last:
+        last = _logged(folder) + 1 + rng.randrange(2) if when != "end" else kind.updates
+        while command.running() and time.monotonic() < until and _logged(folder) < last:
             time.sleep(0.005)
     if when == "save":
         wait_for(".writing-*")
-        time.sleep(SAVE_S[adapter] * rng.random())
+        time.sleep(kind.save_s * rng.random())
     elif when == "rotate":
         wait_for(".old-*")
     elif when == "train":
         time.sleep(0.3 * rng.random())
     elif when == "end":
         time.sleep(END_S * rng.random())
-    if process.running():
-        os.kill(process.pid, signal.SIGKILL)
-    done = process.wait()
-    if done.returncode != -signal.SIGKILL:
-        return f"exit {done.returncode}: {done.stderr[-800:]}" if done.returncode else "ended"
+    for pid in command.pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    done = command.wait_all()
+    failed = [one for one in done if one.returncode not in (0, -signal.SIGKILL)]
+    if failed:
+        return f"exit {failed[0].returncode}: {failed[0].stderr[-800:]}"
+    if done[0].returncode == 0:
+        return "ended"
     if _new(checkpoints, ".writing-*", since):
         return "save"
     # The best one and the newest stay; a third is about to go.
@@ -133,7 +161,7 @@ def _kill(process: Command, folder: Path, adapter: str, when: str, rng: random.R
         return "rotate"
     if when == "start":
         return "start"
-    return "export" if _logged(folder) == UPDATES[adapter] else "training"
+    return "export" if _logged(folder) == kind.updates else "training"
 
 
 def _new(checkpoints: Path, mark: str, since: float) -> bool:

@@ -34,31 +34,28 @@ def _model(dropout: bool) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
 
-    from finetune.recipe import load_recipe
-    from finetune.text_settings import TextModel
-
-    settings: TextModel = load_recipe("bert_cls").recipe.model
     rate = 0.1 if dropout else 0.0
     torch.manual_seed(SEED)
     model = AutoModelForSequenceClassification.from_pretrained(
-        _files(settings.name), num_labels=2, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
+        _files(), num_labels=2, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
     )
     lora = LoraConfig(task_type="SEQ_CLS", r=8, lora_dropout=rate, target_modules=["query", "value"])
     return get_peft_model(model, lora)
 
 
-def _files(name: str) -> Path:
+def _files() -> Path:
+    """The encoder of bert_cls."""
     from finetune.data.sources import resolve_model
+    from finetune.recipe import load_recipe
 
-    return resolve_model(name, None).path
+    settings: Any = load_recipe("bert_cls").recipe.model
+    return resolve_model(settings.name, None).path
 
 
 def _rows(reviews: Path) -> tuple[Any, list[dict[str, Any]]]:
     from transformers import AutoTokenizer
 
-    from finetune.recipe import load_recipe
-
-    tokenizer = AutoTokenizer.from_pretrained(_files(load_recipe("bert_cls").recipe.model.name))
+    tokenizer = AutoTokenizer.from_pretrained(_files())
     with reviews.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = sorted({row["label"] for row in rows})

@@ -25,9 +25,9 @@ MEASURES = ("kills", "damage", "resume", "elastic")
 FOLDERS = {"trainer": "checkpoint-", "accelerate": "step_"}
 LAST = {"trainer": "trainer_state.json", "accelerate": "random_states_0.pkl"}
 SAVE_S = {"trainer": 0.06, "accelerate": 0.3}
-UPDATES = 8
-# More than an epoch of rows that no number of processes divides.
-ROWS, ELASTIC_UPDATES = 100, 16
+UPDATES = 14
+# 8 rows an update: an epoch of 96 ends with a whole update, one of 100 with a short one.
+ROWS = (100, 96)
 # Half of the kills inside a save, as among ours.
 WHEN = ("save", "train")
 PATIENCE_S = 120.0
@@ -39,12 +39,12 @@ def run(records: Records, kills: int, damages: int, stops: int, work: Path) -> N
         return
     folder = work / "peers"
     folder.mkdir(parents=True, exist_ok=True)
-    if not (reviews := folder / "reviews.csv").exists():
-        write_reviews(reviews, rows=ROWS)
-    measures = ((kills, _killed), (damages, _damaged), (stops, _stopped), (1, _elastic))
+    for rows in ROWS:
+        write_reviews(folder / f"{rows}.csv", rows=rows)
+    measures = ((kills, _killed), (damages, _damaged), (stops, _stopped), (len(ROWS), _elastic))
     for peer in PEERS:
         for name, (total, measure) in zip(MEASURES, measures, strict=True):
-            case = functools.partial(_case, measure, peer, records.seed, folder, reviews)
+            case = functools.partial(_case, measure, peer, records.seed, folder)
             records.run(f"{peer}: {name}", total, case)
 
 
@@ -53,10 +53,9 @@ def _case(
     peer: str,
     seed: int,
     folder: Path,
-    reviews: Path,
     number: int,
 ) -> Outcome:
-    return measure(peer, number, seed, folder, reviews)
+    return measure(peer, number, seed, folder, folder / f"{ROWS[0]}.csv")
 
 
 @functools.cache
@@ -64,8 +63,8 @@ def _forks() -> Forks:
     return Forks(["transformers.trainer", "tests.integration.faults.peer_runs"])
 
 
-def _start(peer: str, folder: Path, reviews: Path, *options: str, updates: int = UPDATES, world: int = 1) -> Command:
-    arguments = [peer, str(folder), str(reviews), str(updates), *options]
+def _start(peer: str, folder: Path, reviews: Path, *options: str, world: int = 1) -> Command:
+    arguments = [peer, str(folder), str(reviews), str(UPDATES), *options]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "TOKENIZERS_PARALLELISM": "false"}
     return _forks().start(arguments, folder.parent, environment, world, "tests.integration.faults.peer_runs")
 
@@ -105,11 +104,11 @@ def _killed(peer: str, number: int, seed: int, folder: Path, reviews: Path) -> O
     rng = random.Random(f"{peer} kill {seed} {number}")
     whole, killed = _whole(peer, folder, reviews), folder / f"{peer}-killed"
     shutil.rmtree(killed, ignore_errors=True)
-    since, until, update = time.time(), time.monotonic() + PATIENCE_S, rng.randint(2, UPDATES - 1)
+    since, until, update = time.time(), time.monotonic() + PATIENCE_S, rng.randint(2, UPDATES - 4)
     process = _start(peer, killed, reviews)
     while process.running() and time.monotonic() < until and not _new(killed, f"{FOLDERS[peer]}{update}", since):
         time.sleep(0.0003)
-    time.sleep(SAVE_S[peer] * rng.random() if WHEN[number % 2] == "save" else 0.5 * rng.random())
+    time.sleep(SAVE_S[peer] * rng.random() if WHEN[number % 2] == "save" else 0.2 * rng.random())
     if process.running():
         os.kill(process.pid, signal.SIGKILL)
     if process.wait().returncode != -signal.SIGKILL:
@@ -145,13 +144,13 @@ def _stopped(peer: str, number: int, seed: int, folder: Path, reviews: Path) -> 
 
 
 def _elastic(peer: str, number: int, seed: int, folder: Path, reviews: Path) -> Outcome:
-    """One process against two, without dropout, as many rows an update."""
-    made = []
+    """One process against two, without dropout, as many rows an update, for a little more than an epoch."""
+    made, rows = [], sorted(ROWS)[number]
     for world in (1, 2):
         made.append(folder / f"{peer}-elastic-{world}")
         shutil.rmtree(made[-1], ignore_errors=True)
-        command = _start(peer, made[-1], reviews, "nodropout", updates=ELASTIC_UPDATES, world=world)
+        command = _start(peer, made[-1], folder / f"{rows}.csv", "nodropout", world=world)
         for done in command.wait_all(PATIENCE_S):
             if done.returncode:
                 raise RuntimeError(f"{peer} with {world} processes ended with {done.returncode}: {done.stderr[-2000:]}")
-    return Outcome(f"largest relative difference {_difference(*made):.1e}")
+    return Outcome(f"{_difference(*made):.1e} with {rows} rows")

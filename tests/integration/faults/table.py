@@ -152,4 +152,4 @@ def _elastic(entries: Entries) -> str:
 def _peer_elastic(entries: Entries, peer: str) -> str:
     if (entry := entries.get(f"{peer}: elastic")) is None:
         return NOT_YET
-    return next(iter(entry["outcomes"])).removeprefix("largest relative difference ")
+    return ", ".join(entry["outcomes"])
