@@ -175,9 +175,9 @@ class Forks:
 
 def serve() -> None:
     """Fork for each request on standard input, and say the process and, when it ended, its status."""
-    import_all()
     for module in sys.argv[1:]:
         importlib.import_module(module)
+    import_all()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)
