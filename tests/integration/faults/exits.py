@@ -131,7 +131,7 @@ def _wait_for_end(
         time.sleep(0.05)
     if kind in BLOWS:
         time.sleep(0.5 * rng.random())
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, IndexError):  # gone by itself: no culprit will be named
             os.kill(victim(), BLOWS[kind])
     began = time.monotonic()
     while not gone() and time.monotonic() - began < 2 * LIMITS_S[kind]:

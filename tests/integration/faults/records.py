@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -60,7 +61,10 @@ class Records:
         before = entry["seconds"]
         while entry["done"] < total:
             number = entry["done"]
-            outcome = case(number)
+            try:
+                outcome = case(number)
+            except subprocess.TimeoutExpired as error:
+                outcome = Outcome("hang", f"no end within {error.timeout:.0f} s: {error.cmd}")
             kind = "FAILED" if outcome.failure else outcome.kind
             entry["outcomes"][kind] = entry["outcomes"].get(kind, 0) + 1
             if outcome.failure:
