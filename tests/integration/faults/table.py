@@ -83,9 +83,18 @@ def made(entries: Entries) -> str:
         ("hostile files (pickles, links, bombs, ...)", _all(entries, ["hostile"], "ran or wrote nothing")),
         ("malformed input", _all(entries, ["fuzz", "fuzzed commands"], "one message, no traceback")),
     ]
-    lines = ["| what is done to a run | this toolkit | HF Trainer | Accelerate |", "| --- | --- | --- | --- |"]
+    names = (
+        _named(entries, "HF Trainer", "trainer", "transformers"),
+        _named(entries, "Accelerate", *["accelerate"] * 2),
+    )
+    lines = [f"| what is done to a run | this toolkit | {' | '.join(names)} |", "| --- | --- | --- | --- |"]
     lines += [f"| {' | '.join([*row, *[''] * (4 - len(row))])} |" for row in rows]
     return "\n".join(lines)
+
+
+def _named(entries: Entries, name: str, peer: str, package: str) -> str:
+    """With the version that the record has."""
+    return f"{name} {entries.get(f'{peer}: kills', {}).get('versions', {}).get(package, '')}".strip()
 
 
 def _all(entries: Entries, parts: Sequence[str], well: str) -> str:
