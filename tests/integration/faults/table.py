@@ -83,18 +83,15 @@ def made(entries: Entries) -> str:
         ("hostile files (pickles, links, bombs, ...)", _all(entries, ["hostile"], "ran or wrote nothing")),
         ("malformed input", _all(entries, ["fuzz", "fuzzed commands"], "one message, no traceback")),
     ]
-    names = (
-        _named(entries, "HF Trainer", "trainer", "transformers"),
-        _named(entries, "Accelerate", *["accelerate"] * 2),
-    )
-    lines = [f"| what is done to a run | this toolkit | {' | '.join(names)} |", "| --- | --- | --- | --- |"]
+    trainer, accelerate = _named(entries, "HF Trainer", "transformers"), _named(entries, "Accelerate", "accelerate")
+    lines = [f"| what is done to a run | this toolkit | {trainer} | {accelerate} |", "| --- | --- | --- | --- |"]
     lines += [f"| {' | '.join([*row, *[''] * (4 - len(row))])} |" for row in rows]
     return "\n".join(lines)
 
 
-def _named(entries: Entries, name: str, peer: str, package: str) -> str:
+def _named(entries: Entries, name: str, package: str) -> str:
     """With the version that the record has."""
-    return f"{name} {entries.get(f'{peer}: kills', {}).get('versions', {}).get(package, '')}".strip()
+    return f"{name} {entries.get('trainer: kills', {}).get('versions', {}).get(package, '')}".strip()
 
 
 def _all(entries: Entries, parts: Sequence[str], well: str) -> str:
