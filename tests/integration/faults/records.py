@@ -59,22 +59,24 @@ class Records:
         entry |= {"total": total, "commit": commit(), "versions": versions(), "hardware": describe(1, 1)}
         began = saved = time.monotonic()
         before = entry["seconds"]
-        while entry["done"] < total:
-            number = entry["done"]
-            try:
-                outcome = case(number)
-            except subprocess.TimeoutExpired as error:
-                outcome = Outcome("hang", f"no end within {error.timeout:.0f} s: {error.cmd}")
-            kind = "FAILED" if outcome.failure else outcome.kind
-            entry["outcomes"][kind] = entry["outcomes"].get(kind, 0) + 1
-            if outcome.failure:
-                entry["failures"].append({"case": number, "kind": outcome.kind, "what": outcome.failure[:1500]})
-            entry["done"] += 1
-            entry["seconds"] = round(before + time.monotonic() - began, 1)
-            if time.monotonic() - saved > SAVED_EVERY_S:
-                self.save()
-                saved = time.monotonic()
-        self.save()
+        try:
+            while entry["done"] < total:
+                number = entry["done"]
+                try:
+                    outcome = case(number)
+                except subprocess.TimeoutExpired as error:
+                    outcome = Outcome("hang", f"no end within {error.timeout:.0f} s: {error.cmd}")
+                kind = "FAILED" if outcome.failure else outcome.kind
+                entry["outcomes"][kind] = entry["outcomes"].get(kind, 0) + 1
+                if outcome.failure:
+                    entry["failures"].append({"case": number, "kind": outcome.kind, "what": outcome.failure[:1500]})
+                entry["done"] += 1
+                entry["seconds"] = round(before + time.monotonic() - began, 1)
+                if time.monotonic() - saved > SAVED_EVERY_S:
+                    self.save()
+                    saved = time.monotonic()
+        finally:
+            self.save()
         return entry
 
     def save(self) -> None:

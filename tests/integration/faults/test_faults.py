@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.faults.records import Outcome, Records
+
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_a_sample_of_every_harness_fails_in_no_case_and_is_not_run_twice(tmp_path: Path) -> None:
+def test_a_sample_of_every_harness_fails_in_no_case(tmp_path: Path) -> None:
     record = tmp_path / "sample.json"
     command = [sys.executable, "-m", "tests.integration.faults", "--size", "sample", "--record", str(record)]
     command += ["--work", str(tmp_path / "work")]
@@ -26,8 +28,23 @@ def test_a_sample_of_every_harness_fails_in_no_case_and_is_not_run_twice(tmp_pat
     for part, entry in content.items():
         assert entry["done"] == entry["total"], part
         assert entry["failures"] == [], part
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0
-    assert {part: entry["seconds"] for part, entry in content.items()} == {
-        part: entry["seconds"] for part, entry in json.loads(record.read_text()).items()
-    }
+
+
+def test_what_was_stopped_goes_on_and_what_is_done_is_not_run_again(tmp_path: Path) -> None:
+    ran: list[int] = []
+
+    def case(number: int) -> Outcome:
+        if number == 2 and ran.count(2) == 0:
+            ran.append(number)
+            raise KeyboardInterrupt
+        ran.append(number)
+        return Outcome("well", "not so" if number == 1 else "")
+
+    record = tmp_path / "record.json"
+    with pytest.raises(KeyboardInterrupt):
+        Records(record, 0).run("part", 4, case)
+    for _ in range(2):
+        entry = Records(record, 0).run("part", 4, case)
+    assert ran == [0, 1, 2, 2, 3]
+    assert (entry["done"], entry["outcomes"]) == (4, {"well": 3, "FAILED": 1})
+    assert [(failure["case"], failure["what"]) for failure in entry["failures"]] == [(1, "not so")]
