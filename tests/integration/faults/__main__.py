@@ -15,16 +15,18 @@ from tests.integration.faults.records import Records
 SIZES = {
     "sample": {
         "damage": 24, "every": 11, "fuzz": 60, "commands": 0, "hostile": 30, "kills": 2, "order": 10, "elastic": 0,
-        "evaluation": 16, "clean": 1, "lost": 0, "frozen": 0, "peer_kills": 0, "peer_damages": 0, "peer_stops": 0,
+        "evaluation": 16, "processes": 2, "clean": 1, "lost": 0, "frozen": 0,
+        "peer_kills": 0, "peer_damages": 0, "peer_stops": 0,
     },
     "small": {
         "damage": 100, "every": 1, "fuzz": 500, "commands": 10, "hostile": 60, "kills": 20, "order": 20, "elastic": 1,
-        "evaluation": 40, "clean": 10, "lost": 3, "frozen": 3, "peer_kills": 4, "peer_damages": 10, "peer_stops": 2,
+        "evaluation": 40, "processes": 4, "clean": 10, "lost": 3, "frozen": 3,
+        "peer_kills": 4, "peer_damages": 10, "peer_stops": 2,
     },
     "full": {
         "damage": 500, "every": 1, "fuzz": 5000, "commands": 100, "hostile": 300, "kills": 200, "order": 100,
-        "elastic": 3, "evaluation": 200, "clean": 100, "lost": 20, "frozen": 5, "peer_kills": 20, "peer_damages": 70,
-        "peer_stops": 13,
+        "elastic": 3, "evaluation": 200, "processes": 4, "clean": 100, "lost": 20, "frozen": 5,
+        "peer_kills": 20, "peer_damages": 70, "peer_stops": 13,
     },
 }  # fmt: skip
 # What --only takes, and the keys of the record that it makes.
@@ -80,7 +82,7 @@ def main() -> int:
     if "order" in chosen:
         order.run(records, sizes["order"], sizes["elastic"], work)
     if "evaluation" in chosen:
-        evaluation.run(records, sizes["evaluation"], work)
+        evaluation.run(records, sizes["evaluation"], sizes["processes"], work)
     if "exits" in chosen:
         exits.run(records, sizes["clean"], sizes["lost"], sizes["frozen"], work)
     if "peers" in chosen:

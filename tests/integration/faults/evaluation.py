@@ -1,6 +1,6 @@
 """Evaluation over processes that really are processes: each row exactly once, outputs and metrics those of one.
 
-    forks().start([FOLDER, SEED, CASES], ..., world=3, module="tests.integration.faults.evaluation")
+    forks().start([FOLDER, SEED, CASES, PROCESSES], ..., world=3, module="tests.integration.faults.evaluation")
 
 runs all cases of that number of processes in one group; what each process got is compared afterwards.
 """
@@ -30,22 +30,21 @@ from tests.forks import forks
 from tests.integration.faults.order import real_rows, real_task, some_rows
 from tests.integration.faults.records import Outcome, Records
 
-WORLDS = (1, 2, 3, 4)
 CLASSES = 3
 PATIENCE_S = 600.0
 
 
-def run(records: Records, total: int, work: Path) -> None:
-    """Random (rows, batch limits, processes); the groups of processes run when the first case is asked for."""
+def run(records: Records, total: int, processes: int, work: Path) -> None:
+    """Random (rows, batch limits, processes up to so many); their groups run when the first case is asked for."""
 
     @functools.cache
     def found() -> dict[int, dict[int, list[Any]]]:
-        return _groups(records.seed, total, work / "evaluation")
+        return _groups(records.seed, total, processes, work / "evaluation")
 
-    records.run("evaluation", total, lambda number: _case(number, records.seed, found()))
+    records.run("evaluation", total, lambda number: _case(number, records.seed, processes, found()))
 
 
-def _groups(seed: int, total: int, folder: Path) -> dict[int, dict[int, list[Any]]]:
+def _groups(seed: int, total: int, processes: int, folder: Path) -> dict[int, dict[int, list[Any]]]:
     """By number of processes and case: what each process got. One process has all cases, the others their own."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -54,8 +53,8 @@ def _groups(seed: int, total: int, folder: Path) -> dict[int, dict[int, list[Any
     np.save(folder / "offsets.npy", rows.offsets)
     np.save(folder / "embeddings.npy", model.get_input_embeddings().weight.detach().numpy())
     found = {}
-    for world in WORLDS:
-        arguments = [str(folder), str(seed), str(total)]
+    for world in range(1, processes + 1):
+        arguments = [str(folder), str(seed), str(total), str(processes)]
         group = forks().start(arguments, Path.cwd(), os.environ | {"HF_HUB_OFFLINE": "1"}, world, __name__)
         for done in group.wait_all(PATIENCE_S):
             if done.returncode:
@@ -65,8 +64,8 @@ def _groups(seed: int, total: int, folder: Path) -> dict[int, dict[int, list[Any
     return found
 
 
-def _case(number: int, seed: int, found: dict[int, dict[int, list[Any]]]) -> Outcome:
-    world, rows, _, _ = _drawn(number, seed, real_rows())
+def _case(number: int, seed: int, processes: int, found: dict[int, dict[int, list[Any]]]) -> Outcome:
+    world, rows, _, _ = _drawn(number, seed, processes, real_rows())
     what = f"{len(rows)} rows, {world} processes"
     alone, own = found[1][number][0], found[world][number]
     for rank, got in enumerate(own):
@@ -82,12 +81,12 @@ def _case(number: int, seed: int, found: dict[int, dict[int, list[Any]]]) -> Out
     return Outcome(f"by {world}: each row once, outputs and metrics equal")
 
 
-def _drawn(number: int, seed: int, of: TokenRows) -> tuple[int, TokenRows, int, int]:
+def _drawn(number: int, seed: int, processes: int, of: TokenRows) -> tuple[int, TokenRows, int, int]:
     """Processes, rows, and the limits of a batch: rows and padded tokens."""
     rng = random.Random(f"evaluation {seed} {number}")
     # Few rows are where some processes have none.
     rows = some_rows(of, rng, rng.choice([rng.randint(1, 8), rng.randint(1, 120)]))
-    return rng.choice(WORLDS), rows, rng.randint(1, 32), rng.randint(16, 1024)
+    return rng.choice(range(1, processes + 1)), rows, rng.randint(1, 32), rng.randint(16, 1024)
 
 
 class Model(torch.nn.Module):
@@ -115,14 +114,14 @@ def main(arguments: Sequence[str]) -> int:
     """In each process of a group: its cases, and a file of what it got."""
     from finetune.launch import make_accelerator
 
-    folder, seed, total = Path(arguments[0]), int(arguments[1]), int(arguments[2])
+    folder, (seed, total, processes) = Path(arguments[0]), map(int, arguments[1:])
     torch.set_num_threads(1)
     accelerator = make_accelerator("fp32", [])
     ids, offsets, embeddings = (np.load(folder / f"{name}.npy") for name in ("input_ids", "offsets", "embeddings"))
     of = TokenRows({"input_ids": ids}, offsets, np.zeros(len(offsets) - 1, bool))
     model, found = Model(torch.tensor(embeddings)), {}
     for number in range(total):
-        world, rows, max_rows, max_tokens = _drawn(number, seed, of)
+        world, rows, max_rows, max_tokens = _drawn(number, seed, processes, of)
         if accelerator.num_processes not in (1, world):
             continue
         model.seen = []
