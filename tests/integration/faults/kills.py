@@ -65,6 +65,9 @@ def _case(number: int, total: int, seed: int, data: Path, work: Path) -> Outcome
     folder, whole = work / f"kills-{seed}-{chain}", _left_alone(kind, data, work)
     if position == 0:
         shutil.rmtree(folder, ignore_errors=True)
+    elif not folder.exists():  # of another version, or taken away: kills that nobody compares must not count
+        for earlier in range(position):
+            _kill(kind, data, folder, WHEN[earlier], random.Random(f"kill {seed} {number - position + earlier}"))
     where = _kill(kind, data, folder, WHEN[position], rng)
     while where == "ended":  # before its kill: it must be right all the same, and the kill is for another
         if different := differences(whole, folder):
