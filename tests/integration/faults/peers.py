@@ -146,8 +146,8 @@ def _stopped(peer: str, number: int, seed: int, folder: Path, reviews: Path) -> 
 def _elastic(peer: str, number: int, seed: int, folder: Path, reviews: Path) -> Outcome:
     """One process against two, without dropout, as many rows an update, for a little more than an epoch.
 
-    Seen with transformers 5.23 and peft 0.21: by two processes HF Trainer logs twice the loss and twice the gradient norm
-    of one, for the same rows, and clips accordingly.
+    Seen with transformers 5.23 and peft 0.21: by two processes HF Trainer logs twice the loss and twice the gradient
+    norm of one, for the same rows, and clips accordingly.
     """
     made, rows = [], sorted(ROWS)[number]
     for world in (1, 2):
