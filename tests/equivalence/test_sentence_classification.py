@@ -99,7 +99,7 @@ def test_texts_that_are_encoded_once_give_the_same_loss_and_gradients(files: Mod
         hidden_BTD = encoded(model, batch)
         loss = cosine_error_sum(hidden_BTD, batch["attention_mask"], batch["same"], batch.get("places"))
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         gradients.append(model.bert.encoder.layer[0].output.dense.weight.grad.clone())
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert float((gradients[1] - gradients[0]).abs().max()) < 1e-5 * float(gradients[0].abs().max())
