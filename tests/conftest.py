@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-# Temporary files in memory where there is this much room: the runs of a whole suite write tens of gigabytes.
-ROOM = 8 << 30
+# Temporary files in memory where there is this much room. The runs of a whole suite write tens of gigabytes, of which
+# nine stand at once in the end, and two workers need six more.
+ROOM, FREE = 12 << 30, 16 << 30
 MEMORY = Path("/dev/shm")
 
 
@@ -19,7 +20,7 @@ def pytest_configure() -> None:
 
     Two busy processes on the same cores are ten times slower.
     """
-    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM and psutil.virtual_memory().available > ROOM
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM and psutil.virtual_memory().available > FREE
     if roomy and "TMPDIR" not in os.environ and "PYTEST_DEBUG_TEMPROOT" not in os.environ:
         os.environ["TMPDIR"] = str(MEMORY)  # for the processes of tests too
         tempfile.tempdir = None
