@@ -59,7 +59,7 @@ def print_plan(options: RunOptions) -> int:
     work = sum(_computed_tokens(keys, plan, lengths) for keys in updates)
     if once:
         lines.append(("encoder", "frozen: it runs once over the rows, and every epoch trains the head on its output"))
-    evaluations = sum(trainer._evaluation_due(update + 1) for update in range(plan.total_updates))
+    evaluations = sum(trainer.evaluation_due(update + 1) for update in range(plan.total_updates))
     evaluation = "on its kept output" if once else f"about {_duration(evaluations * _evaluation_seconds(trainer))}"
     lines += [
         ("training", f"about {_duration(seconds_per_token * work)}, from {TIMED_UPDATES} timed updates"),

@@ -115,7 +115,7 @@ class Trainer:
                 accelerator.log({f"train/{name}": value for name, value in line.items()}, step=progress.update)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                evaluated = self._evaluation_due(progress.update)
+                evaluated = self.evaluation_due(progress.update)
                 if evaluated:
                     self._judge(model, progress, bar)
                 if evaluated or self.stopped_by or progress.update % (settings.save_every_updates or total) == 0:
@@ -197,7 +197,8 @@ class Trainer:
             write_json(path, content)
         return path
 
-    def _evaluation_due(self, update: int) -> bool:
+    def evaluation_due(self, update: int) -> bool:
+        """Whether the validation rows are judged after `update`, counted from 1."""
         every = self.settings.eval_every_updates or self.plan.updates_per_epoch
         return update % every == 0 or update == self.plan.total_updates
 
