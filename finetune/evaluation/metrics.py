@@ -1,4 +1,4 @@
-"""How well a classifier does: scikit-learn metrics behind the `evaluate` API, each with a bootstrap interval."""
+"""How well a classifier does: scikit-learn's metrics, each with a bootstrap interval."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 import numpy.typing as npt
 from sklearn import metrics as sklearn_metrics
@@ -22,7 +20,6 @@ from finetune.evaluation.intervals import (
     exact_share_interval,
     percentile_interval,
 )
-from finetune.evaluation.offline import OfflineMetric
 
 CALIBRATION_BINS = 15
 
@@ -57,71 +54,26 @@ class ClassificationReport:
         }
 
 
-class Accuracy(OfflineMetric):
-    """Share of rows whose predicted class is the true one."""
-
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        return {"accuracy": float(sklearn_metrics.accuracy_score(references, predictions))}
-
-
-class F1(OfflineMetric):
-    """Harmonic mean of precision and recall, averaged over the classes that occur among references or predictions."""
-
-    def _compute(
-        self, predictions: Sequence[int], references: Sequence[int], average: str = "macro"
-    ) -> dict[str, float]:
-        return {"f1": float(sklearn_metrics.f1_score(references, predictions, average=average, zero_division=0))}
-
-
-class Precision(OfflineMetric):
-    """Share of a class's predictions that are right (0 when it is never predicted), averaged over classes."""
-
-    def _compute(
-        self, predictions: Sequence[int], references: Sequence[int], average: str = "macro"
-    ) -> dict[str, float]:
-        score = sklearn_metrics.precision_score(references, predictions, average=average, zero_division=0)
-        return {"precision": float(score)}
-
-
-class Recall(OfflineMetric):
-    """Share of a class's rows that are found (0 when it has none), averaged over classes."""
-
-    def _compute(
-        self, predictions: Sequence[int], references: Sequence[int], average: str = "macro"
-    ) -> dict[str, float]:
-        score = sklearn_metrics.recall_score(references, predictions, average=average, zero_division=0)
-        return {"recall": float(score)}
-
-
-class MatthewsCorrelation(OfflineMetric):
+def matthews_correlation(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     """Correlation of true and predicted classes, from -1 to 1; 0 is what a constant prediction gets."""
-
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        with warnings.catch_warnings():
-            # One class in all rows: scikit-learn warns and returns 0, which is what this metric promises.
-            warnings.filterwarnings("ignore", "A single label was found", UserWarning)
-            return {"mcc": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
+    with warnings.catch_warnings():
+        # One class in all rows: scikit-learn warns and returns 0, which is what this metric promises.
+        warnings.filterwarnings("ignore", "A single label was found", UserWarning)
+        return float(sklearn_metrics.matthews_corrcoef(labels, predictions))
 
 
-class CalibrationError(OfflineMetric):
+def calibration_error(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """Expected calibration error: the mean gap of confidence and accuracy over 15 equal-width confidence bins.
 
-    predictions are class probabilities [rows, classes]. On few rows the value is biased upwards: even a perfectly
-    calibrated model shows about sqrt(bins / rows) / 3.
+    On few rows the value is biased upwards: even a perfectly calibrated model shows about sqrt(bins / rows) / 3.
+
+    Args:
+        probabilities: [rows, classes].
+        labels: [rows] class indices.
     """
-
-    def _info(self) -> evaluate.MetricInfo:
-        info = super()._info()
-        info.inputs_description = "predictions: class probabilities [rows, classes]; references: class indices [rows]."
-        info.features = datasets.Features(
-            {"predictions": datasets.List(datasets.Value("float64")), "references": datasets.Value("int64")}
-        )
-        return info
-
-    def _compute(self, predictions: Sequence[Sequence[float]], references: Sequence[int]) -> dict[str, float]:
-        probabilities = np.asarray(predictions, dtype=np.float64)
-        bins, gaps = calibration_gaps(probabilities, np.asarray(references) == probabilities.argmax(axis=1))
-        return {"ece": float(np.abs(np.bincount(bins, gaps)).sum() / len(gaps))}
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    bins, gaps = calibration_gaps(probabilities, np.asarray(labels) == probabilities.argmax(axis=1))
+    return float(np.abs(np.bincount(bins, gaps)).sum() / len(gaps))
 
 
 def classification_metrics(
@@ -221,20 +173,20 @@ def scores_from_cells(
 
 
 def _values(probabilities: Floats, labels: Ints, predictions: Ints, positive: int | None) -> dict[str, float]:
-    pair: dict[str, Any] = {"predictions": predictions, "references": labels}
-    own: dict[str, float] = {}
-    if positive is not None:
-        own = F1().compute(predictions=predictions == positive, references=labels == positive, average="binary")
-    return {
-        **Accuracy().compute(**pair),
-        "macro_f1": F1().compute(**pair)["f1"],
-        "weighted_f1": F1().compute(**pair, average="weighted")["f1"],
-        "macro_precision": Precision().compute(**pair)["precision"],
-        "macro_recall": Recall().compute(**pair)["recall"],
-        **MatthewsCorrelation().compute(**pair),
-        **CalibrationError().compute(predictions=probabilities, references=labels),
-        **own,
+    # Not through `evaluate`'s API (finetune/evaluation/offline.py): importing it takes seconds in every process.
+    averaged = {"zero_division": 0, "y_true": labels, "y_pred": predictions}
+    values = {
+        "accuracy": sklearn_metrics.accuracy_score(labels, predictions),
+        "macro_f1": sklearn_metrics.f1_score(**averaged, average="macro"),
+        "weighted_f1": sklearn_metrics.f1_score(**averaged, average="weighted"),
+        "macro_precision": sklearn_metrics.precision_score(**averaged, average="macro"),
+        "macro_recall": sklearn_metrics.recall_score(**averaged, average="macro"),
+        "mcc": matthews_correlation(labels, predictions),
+        "ece": calibration_error(probabilities, labels),
     }
+    if positive is not None:
+        values["f1"] = sklearn_metrics.f1_score(labels == positive, predictions == positive, zero_division=0)
+    return {name: float(value) for name, value in values.items()}
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:

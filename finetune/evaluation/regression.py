@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 from finetune.evaluation.intervals import RESAMPLES, Floats, Interval, Ints, bootstrap, percentile_interval
-from finetune.evaluation.offline import OfflineMetric
 from finetune.evaluation.paired import Gain
-
-
-class _NumberMetric(OfflineMetric):
-    def _info(self) -> evaluate.MetricInfo:
-        info = super()._info()
-        info.inputs_description = "predictions and references: numbers, one a row."
-        info.features = datasets.Features(
-            {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-        )
-        return info
-
-
-class Pearson(_NumberMetric):
-    """Linear correlation, from -1 to 1; 0 where predictions or references are all the same."""
-
-    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-        return {"pearson": float(_correlation(_row(predictions), _row(references))[0])}
-
-
-class Spearman(_NumberMetric):
-    """Pearson correlation of ranks (ties share their mean rank), from -1 to 1."""
-
-    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-        return {"spearman": float(_correlation(_ranks(_row(predictions)), _ranks(_row(references)))[0])}
-
-
-class SquaredError(_NumberMetric):
-    """Mean of the squared differences."""
-
-    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-        return {"mse": float(np.square(_row(predictions) - _row(references)).mean())}
-
-
-class AbsoluteError(_NumberMetric):
-    """Mean of the absolute differences."""
-
-    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-        return {"mae": float(np.abs(_row(predictions) - _row(references)).mean())}
-
-
-METRICS = (Pearson, Spearman, SquaredError, AbsoluteError)
 
 
 def regression_values(predictions: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
@@ -64,10 +20,7 @@ def regression_values(predictions: npt.ArrayLike, labels: npt.ArrayLike) -> dict
         ValueError: no rows, other shapes than [rows], or a number that is not finite.
     """
     predicted, true = _checked(predictions, labels)
-    values: dict[str, float] = {}
-    for metric in METRICS:
-        values.update(metric().compute(predictions=predicted, references=true))
-    return values
+    return {name: float(values_S[0]) for name, values_S in _scores(predicted[None, :], true[None, :]).items()}
 
 
 def regression_metrics(predictions: npt.ArrayLike, labels: npt.ArrayLike, seed: int) -> dict[str, Interval]:
@@ -80,13 +33,7 @@ def regression_metrics(predictions: npt.ArrayLike, labels: npt.ArrayLike, seed: 
     values = regression_values(predicted, true)
 
     def resampled(rows_of: Ints) -> dict[str, Floats]:
-        x_SR, y_SR = predicted[rows_of], true[rows_of]
-        return {
-            "pearson": _correlation(x_SR, y_SR),
-            "spearman": _correlation(_ranks(x_SR), _ranks(y_SR)),
-            "mse": np.square(x_SR - y_SR).mean(axis=1),
-            "mae": np.abs(x_SR - y_SR).mean(axis=1),
-        }
+        return _scores(predicted[rows_of], true[rows_of])
 
     samples = bootstrap(resampled, len(true), seed)
     return {name: Interval(value, *percentile_interval(samples[name]), len(true)) for name, value in values.items()}
@@ -146,8 +93,14 @@ def _first(outputs: npt.ArrayLike) -> Floats:
     return np.asarray(outputs, dtype=np.float64)[:, 0]
 
 
-def _row(values: npt.ArrayLike) -> Floats:
-    return np.asarray(values, dtype=np.float64)[None, :]
+def _scores(x_SR: Floats, y_SR: Floats) -> dict[str, Floats]:
+    """Of many samples at once, each [samples]."""
+    return {
+        "pearson": _correlation(x_SR, y_SR),
+        "spearman": _correlation(_ranks(x_SR), _ranks(y_SR)),
+        "mse": np.square(x_SR - y_SR).mean(axis=1),
+        "mae": np.abs(x_SR - y_SR).mean(axis=1),
+    }
 
 
 def _ranks(values_SR: Floats) -> Floats:
