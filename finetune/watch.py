@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -53,7 +53,9 @@ def watched(accelerator: Accelerator, folder: Path, lost: Callable[[str], None])
     over = threading.Event()
     own = beats / f"{rank}.json"
     _beat(own, "running", 0)
-    thread = threading.Thread(target=_watch, args=(beats, rank, world, over, lost), daemon=True, name="watch")
+    # Shared with the thread: what it ends because it was stopped would else look killed to this one.
+    peers = {peer: _Peer(beats / f"{peer}.json") for peer in range(world) if peer != rank}
+    thread = threading.Thread(target=_watch, args=(peers, beats, rank, world, over, lost), daemon=True, name="watch")
     thread.start()
     state = "failed"
     try:
@@ -62,7 +64,7 @@ def watched(accelerator: Accelerator, folder: Path, lost: Callable[[str], None])
     except BaseException as error:
         state = f"failed: {type(error).__name__}: {error}".splitlines()[0]
         # A broken connection is what the others see of a process that is gone: the message is about that one.
-        if isinstance(error, RuntimeError) and (culprit := _culprit(beats, rank, world)) is not None:
+        if isinstance(error, RuntimeError) and (culprit := _culprit(peers)) is not None:
             over.set()
             thread.join()
             _leave(culprit, rank, world, lost)
@@ -76,8 +78,9 @@ def watched(accelerator: Accelerator, folder: Path, lost: Callable[[str], None])
         shutil.rmtree(beats, ignore_errors=True)
 
 
-def _watch(beats: Path, rank: int, world: int, over: threading.Event, lost: Callable[[str], None]) -> None:
-    peers = {peer: _Peer(beats / f"{peer}.json") for peer in range(world) if peer != rank}
+def _watch(
+    peers: Mapping[int, _Peer], beats: Path, rank: int, world: int, over: threading.Event, lost: Callable[[str], None]
+) -> None:
     number = 0
     while not over.wait(BEAT_S):
         number += 1
@@ -89,9 +92,8 @@ def _watch(beats: Path, rank: int, world: int, over: threading.Event, lost: Call
                 _leave((peer, what), rank, world, lost)
 
 
-def _culprit(beats: Path, rank: int, world: int) -> tuple[int, str] | None:
+def _culprit(peers: Mapping[int, _Peer]) -> tuple[int, str] | None:
     """Another process that failed or is gone already, given the time to be."""
-    peers = {peer: _Peer(beats / f"{peer}.json") for peer in range(world) if peer != rank}
     until = time.monotonic() + LAST_WORDS_S
     while True:
         for peer, seen in peers.items():
@@ -117,9 +119,12 @@ class _Peer:
         self.path = path
         self.last: tuple[Any, float] = (None, time.monotonic())
         self.stopped_since: float | None = None
+        self.ended: str | None = None
 
     def trouble(self) -> str | None:
         """What is wrong with it, or None."""
+        if self.ended is not None:
+            return self.ended
         try:
             beat = json.loads(self.path.read_text("utf-8"))
         except (OSError, ValueError):
@@ -150,10 +155,12 @@ class _Peer:
         self.stopped_since = self.stopped_since or now
         if now - self.stopped_since < STOPPED_S:
             return None
+        # Said before it is done: the thread that waits for this process sees the connection break at once.
+        self.ended = f"(pid {pid}) was stopped for {STOPPED_S:.0f} s and was ended"
         # It would stay behind for ever: a stopped process takes no other signal.
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        return f"(pid {pid}) was stopped for {STOPPED_S:.0f} s and was ended"
+        return self.ended
 
 
 def _beat(path: Path, state: str, number: int) -> None:

@@ -115,8 +115,12 @@ def test_one_raises_or_leaves(what: str, named: str, reviews: Path, tmp_path: Pa
     assert record_of(run)["status"] == "failed"
 
 
-@pytest.mark.parametrize(("blow", "seconds"), [(signal.SIGKILL, 15), (signal.SIGSTOP, 60)])
-def test_one_is_killed_or_stopped(blow: signal.Signals, seconds: float, reviews: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("blow", "seconds", "named"), [(signal.SIGKILL, 15, "is gone"), (signal.SIGSTOP, 60, "was stopped")]
+)
+def test_one_is_killed_or_stopped(
+    blow: signal.Signals, seconds: float, named: str, reviews: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     with started(two(), "bert_cls", reviews, run) as process:
         until(lambda: updates(run) >= 2, 60)
@@ -125,6 +129,7 @@ def test_one_is_killed_or_stopped(blow: signal.Signals, seconds: float, reviews:
         output = process.communicate(timeout=40)[0]
     assert process.returncode != 0
     assert "Process 1 of 2" in output
+    assert named in output
     assert record_of(run)["status"] == "failed"
     assert not list(run.glob("checkpoints/.writing-*"))
 
