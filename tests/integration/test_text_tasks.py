@@ -16,7 +16,8 @@ import pytest
 from finetune.cli import main
 from finetune.data.loader import load_data
 from finetune.language_settings import PlainTextData
-from tests.integration.test_launch_line import TWO, finetune, fresh_accelerate, launch, losses, record_of
+from tests.forks import forks
+from tests.integration.test_launch_line import ROOT, environment, finetune, fresh_accelerate, losses, record_of
 
 __all__ = ["fresh_accelerate"]  # a fixture
 pytestmark = pytest.mark.integration
@@ -84,15 +85,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @NEEDS_DATA
-def test_a_copy_run_by_two_processes_finds_the_same_entities(runs: Runs, tmp_path: Path, free_port: int) -> None:
-    """By the launch line and to its record; the losses of all recipes are the matrix's (test_every_bert_recipe)."""
+def test_a_copy_run_by_two_processes_finds_the_same_entities(runs: Runs, tmp_path: Path) -> None:
+    """To its record; the losses of all recipes are the matrix's (test_every_bert_recipe)."""
     one, two = runs("bert_ner"), tmp_path / "two"
     assert finetune("cp", "bert_ner", tmp_path / "mine.py").returncode == 0
-    done = launch(
-        TWO.format(port=free_port), "--recipe", tmp_path / "mine.py", *runs.arguments["bert_ner"], "--output", two,
-        ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    arguments = ["run", str(tmp_path / "mine.py"), *runs.arguments["bert_ner"], "--output", str(two)]
+    for done in forks().start(arguments, ROOT, environment(PYTHONPATH=str(ROOT)), world=2).wait_all():
+        assert done.returncode == 0, done.stderr
     first, second = record_of(one), record_of(two)
     assert (first["hardware"]["processes"], second["hardware"]["processes"]) == (1, 2)
     for ours, theirs in zip(losses(one), losses(two), strict=True):
