@@ -1,6 +1,6 @@
 """bert_cls from random weights: the same architecture, tokenizer and rows, to see what the pretrained ones bring.
 
-    finetune run recipes/tables/scratch_cls.py --set train.max_updates=60
+finetune run recipes/tables/scratch_cls.py --set train.max_updates=60
 """
 
 import dataclasses
