@@ -11,12 +11,11 @@ import numpy as np
 import psutil
 import torch
 
-from finetune.attention import fast_attention
 from finetune.data.batching import BatchPlan, RowKey, evaluation_batches
 from finetune.data.updates import load_updates
-from finetune.dropout import fast_dropout
 from finetune.evaluation.predict import MAX_ROWS, MAX_TOKENS, to_device
 from finetune.hardware import peak_rss_mb
+from finetune.kernels import Kernels
 from finetune.state import capture
 
 if TYPE_CHECKING:
@@ -114,14 +113,13 @@ def _seconds_per_token(trainer: Trainer) -> float:
         itertools.islice(trainer.plan.updates(), trainer.plan.updates_per_epoch),
         key=lambda keys: _computed_tokens(keys, trainer.plan, lengths),
     )
-    seconds = []
+    seconds, kernels = [], Kernels(accelerator.device, settings)
     for keys in [longest, *ahead]:
         started = time.monotonic()
         trainer.adapter.train_mode(model)
         update = updates.dataset[keys]
         device = accelerator.device
-        # As the loop does it.
-        with fast_dropout(device, settings.fast_dropout), fast_attention(device, settings.fast_attention):
+        with kernels.used():  # as the loop does it
             for micro in update.micro_batches:
                 accelerator.backward(task.loss_sum(model, to_device(micro.batch, device)) / update.rows)
         accelerator.clip_grad_norm_(trainer.model.parameters(), settings.clip_grad_norm or math.inf)

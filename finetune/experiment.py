@@ -32,6 +32,7 @@ FREE_SETTINGS = {
     "trackers",
     "micro_batch_size",
     "reuse_memory",
+    "cast_frozen_once",
 }
 
 

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune.attention import fast_attention
 from finetune.checkpoint import Checkpoints, Progress
 from finetune.data.batching import BatchPlan
 from finetune.data.updates import MicroBatch, Update, load_updates
-from finetune.dropout import fast_dropout
 from finetune.errors import TrainingError
 from finetune.evaluation.predict import predict_rows, to_device
 from finetune.files import write_json
+from finetune.kernels import Kernels
 from finetune.launch import say
 from finetune.memory import shortage
 from finetune.optim import build_optimizer, lr_factor, set_lr, warmup_updates
@@ -53,6 +52,7 @@ class Trainer:
         model: the adapted model; `fit` leaves the best weights in it.
         identity: what a checkpoint must agree with to be resumed.
         checkpoints, history: where `fit` writes; given once the run has a folder.
+        kernels: what its updates compute with.
         signal: the signal that asked this process to stop, 0 for none.
         stopped_by: the signal that all processes agreed to stop for, after an update.
     """
@@ -67,6 +67,7 @@ class Trainer:
     identity: Mapping[str, Any]
     checkpoints: Checkpoints = field(init=False)
     history: History = field(init=False)
+    kernels: Kernels = field(init=False)
     signal: int = 0
     stopped_by: int = 0
 
@@ -84,7 +85,7 @@ class Trainer:
         if resume and (found := self.checkpoints.newest()) is not None:
             state, progress, _ = found
             self._restore(state, model, optimizer.optimizer)
-        before = replace(progress)
+        before, self.kernels = replace(progress), Kernels(accelerator.device, settings)
         self.history.cut_after(progress.update)
         updates = load_updates(
             self.plan,
@@ -141,8 +142,7 @@ class Trainer:
             seed_torch(self.settings.seed, "dropout", number, micro.number)
             return self.task.loss_sum(model, to_device(micro.batch, accelerator.device)) * (not micro.is_empty)
 
-        device, settings = accelerator.device, self.settings
-        with fast_dropout(device, settings.fast_dropout), fast_attention(device, settings.fast_attention):
+        with self.kernels.used():
             sums = self.gradients.accumulate(
                 model, micro_batches, shard_loss_sum, count, lambda: self.adapter.penalty(model)
             )
