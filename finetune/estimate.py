@@ -52,8 +52,12 @@ def print_plan(options: RunOptions) -> int:
         with_buckets, without = (_padding(plan, lengths if yes else None, lengths) for yes in (True, False))
         lines.append(("padding", f"{with_buckets:.1%} of the tokens computed ({without:.1%} without length buckets)"))
     lines += [("note", note) for note in (*task.data.notes, *task.notes)]
-    seconds_per_token = _seconds_per_token(trainer)
-    once = reuses_features(trainer)
+    once, kernels = reuses_features(trainer), Kernels(accelerator.device, settings)
+    faster = [] if once else kernels.in_use(trainer.model, precision != "fp32", task.kind == "text-generation")
+    faster += ["train.length_buckets"] if lengths is not None and settings.length_buckets else []
+    if faster:
+        lines.append(("faster by", f"{', '.join(faster)}; =false switches one off"))
+    seconds_per_token = _seconds_per_token(trainer, kernels)
     updates = itertools.islice(plan.updates(), plan.updates_per_epoch if once else None)
     work = sum(_computed_tokens(keys, plan, lengths) for keys in updates)
     if once:
@@ -86,7 +90,7 @@ def _computed_tokens(keys: list[RowKey], plan: BatchPlan, lengths: np.ndarray | 
     return sum(len(group) * max(group) for group in groups)
 
 
-def _seconds_per_token(trainer: Trainer) -> float:
+def _seconds_per_token(trainer: Trainer, kernels: Kernels) -> float:
     """Time of a computed token (or row) over some forward and backward passes and optimizer steps of rate 0.
 
     The update with the longest rows goes first, untimed: it decides the memory.
@@ -113,7 +117,7 @@ def _seconds_per_token(trainer: Trainer) -> float:
         itertools.islice(trainer.plan.updates(), trainer.plan.updates_per_epoch),
         key=lambda keys: _computed_tokens(keys, trainer.plan, lengths),
     )
-    seconds, kernels = [], Kernels(accelerator.device, settings)
+    seconds = []
     for keys in [longest, *ahead]:
         started = time.monotonic()
         trainer.adapter.train_mode(model)

@@ -24,6 +24,26 @@ class Kernels:
         self.settings = settings
         self.casts = FrozenCasts()
 
+    def in_use(self, model: torch.nn.Module, low_precision: bool, causal: bool) -> list[str]:
+        """Keys of those that this model's updates make use of.
+
+        Args:
+            causal: its attention looks at earlier tokens only.
+        """
+        if self.device.type != "cpu":
+            return []
+        drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+        frozen = any(
+            isinstance(module, torch.nn.Linear) and not module.weight.requires_grad for module in model.modules()
+        )
+        of_use = {
+            "fast_dropout": drops,
+            "fast_attention": causal and low_precision,
+            "cast_frozen_once": frozen and low_precision,
+            "reuse_memory": True,
+        }
+        return [f"train.{key}" for key, useful in of_use.items() if useful and getattr(self.settings, key)]
+
     @contextmanager
     def used(self) -> Iterator[None]:
         """A context for forward and backward passes of training."""

@@ -301,6 +301,7 @@ def test_plan_says_what_a_run_costs(small: list[str], tmp_path: Path) -> None:
     assert re.search(r"updates +12 of 16 rows", done.stdout)
     assert re.search(r"training +about \d", done.stdout)
     assert re.search(r"memory +about \d", done.stdout)
+    assert re.search(r"faster by +train.fast_dropout, .*train.length_buckets; =false", done.stdout)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from finetune.kernels import FrozenCasts
+from finetune.config import TrainSettings
+from finetune.kernels import FrozenCasts, Kernels
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
@@ -59,3 +60,14 @@ def test_other_precisions_and_places_are_left_alone() -> None:
         assert F.linear is own
     assert not casts._casts
     assert F.linear is own
+
+
+def test_a_plan_names_what_a_model_makes_use_of() -> None:
+    model, kernels = layers(), Kernels(CPU, TrainSettings(reuse_memory=False))
+    assert kernels.in_use(model, low_precision=True, causal=False) == ["train.cast_frozen_once"]
+    assert kernels.in_use(model, low_precision=False, causal=True) == []
+    model.append(torch.nn.Dropout(0.1))
+    assert kernels.in_use(model.requires_grad_(True), low_precision=True, causal=True) == [
+        "train.fast_dropout", "train.fast_attention"
+    ]  # fmt: skip
+    assert Kernels(torch.device("meta"), TrainSettings()).in_use(model, True, True) == []
