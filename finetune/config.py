@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -257,8 +258,14 @@ def reasons(error: ValidationError, section: type[Section] | None = None) -> str
             near = difflib.get_close_matches(str(item["loc"][-1]), _field_names(section), n=1)
             parts.append(f"unknown key {path}" + (f" (did you mean {near[0]}?)" if near else ""))
         else:
-            message = item["msg"][0].lower() + item["msg"][1:]
-            parts.append(f"{path}: {message}" if section is not None else message)
+            message = item["msg"].removeprefix("Value error, ")
+            if item["type"] != "value_error":
+                message = message[0].lower() + message[1:]
+            if item["type"] == "literal_error":
+                allowed = re.findall(r"'([^']*)'", str(item["ctx"]["expected"]))
+                near = difflib.get_close_matches(str(item["input"]), allowed, n=1)
+                message += f" (it is {item['input']!r}" + (f"; did you mean {near[0]}?)" if near else ")")
+            parts.append(f"{path}: {message}" if section is not None and path else message)
     return "; ".join(dict.fromkeys(parts))
 
 

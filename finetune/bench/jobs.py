@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from finetune.bench.table import Column, Row, Table, tables_folder
+from finetune.data.file_kinds import SUFFIXES, missing_file
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.stored import Stored
+from finetune.files import sha256_file
 
 MIRROR = "data://"
 
@@ -51,7 +53,7 @@ def data_source(table: Table, column: Column) -> str:
     """A column's data as `--data` takes it.
 
     Raises:
-        ConfigError: data://PATH without FINETUNE_DATA.
+        ConfigError: data://PATH without FINETUNE_DATA, or a file that is not there.
     """
     if column.data.startswith(MIRROR):
         root = os.environ.get("FINETUNE_DATA")
@@ -62,7 +64,50 @@ def data_source(table: Table, column: Column) -> str:
             )
         return str(Path(root).expanduser() / column.data.removeprefix(MIRROR))
     beside = table.path.parent / column.data
+    known = beside.suffix.lower() in {*SUFFIXES, ".md"}
+    if known and not beside.exists() and not Path(column.data).exists():
+        error = missing_file(beside)
+        raise ConfigError(f"{table.path}: column {column.name}: {error.problem}", error.fix)
     return str(beside) if ("." in column.data or "/" in column.data) and beside.exists() else column.data
+
+
+def data_hash(table: Table, column: Column) -> str | None:
+    """SHA-256 of a column's own file or folder; None for cards, whose files state theirs, and for the hub.
+
+    In a folder, files of rows by their content, all others (images) by name and size.
+    """
+    path = Path(data_source(table, column))
+    if path.suffix == ".md" or not path.exists():
+        return None
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [
+        f"{file.relative_to(path)} {sha256_file(file) if file.suffix.lower() in SUFFIXES else file.stat().st_size}\n"
+        for file in files
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def changed_data(table: Table, records: Mapping[str, dict[str, Any]]) -> list[str]:
+    """A message for each column whose data on this machine are not those that its records were made from."""
+    messages = []
+    for column in table.content.columns:
+        made = {key: record["data_hash"] for key, record in records.items()
+                if record["column"] == column.name and record.get("data_hash")}  # fmt: skip
+        if not made or (column.data.startswith(MIRROR) and not os.environ.get("FINETUNE_DATA")):
+            continue
+        try:
+            now = data_hash(table, column)
+        except ConfigError:  # not on this machine: nothing to compare with
+            continue
+        stale = [key for key, there in made.items() if now is not None and there != now]
+        if stale:
+            messages.append(
+                f"{column.data} has changed since {len(stale)} records of {column.name} were made, {stale[0]}.json "
+                "among them; put it back, or delete them to run them anew"
+            )
+    return messages
 
 
 def results_folder(table: Table, results: str | None) -> Path:

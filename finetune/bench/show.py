@@ -1,11 +1,10 @@
-"""A table's published documents, made of its records alone: Markdown, CSV, HTML and a picture; and their check."""
+"""A table's published documents, made of its records alone: Markdown, CSV, HTML and a picture."""
 
 from __future__ import annotations
 
 import csv
 import html
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from scipy import stats
 
 from finetune.bench.jobs import jobs_of_cell, pending, read_records, stored_of
 from finetune.bench.table import FIXED, Column, Reference, Row, Table
-from finetune.errors import DataError
 from finetune.evaluation.intervals import LEVEL
 from finetune.evaluation.multiple import compare_all
 from finetune.files import write_atomically
@@ -44,8 +42,9 @@ class Cell:
             return None
         spread = float(np.std(self.scores, ddof=1)) / len(self.scores) ** 0.5
         half = float(stats.t.ppf((1 + LEVEL) / 2, len(self.scores) - 1)) * spread
-        mean = float(np.mean(self.scores))
-        return mean - half, mean + half
+        mean, share = float(np.mean(self.scores)), self.column.metric in SHARES
+        # No share lies outside 0 to 100 %, whatever two far runs give.
+        return (max(0.0, mean - half), min(100.0, mean + half)) if share else (mean - half, mean + half)
 
     def mean(self, key: str) -> float:
         """The mean over seeds of a number of the records."""
@@ -114,6 +113,7 @@ def document(table: Table, records: Mapping[str, dict[str, Any]]) -> list[tuple[
         "Mean over seeds with its 95 % interval (Student's t; it covers another seed, not other test rows) and the "
         "number of seeds. Methods without a random part have one run, which is all that there is.", scores,
     )]  # fmt: skip
+    blocks += [(note, []) for note in _chance(cells)]
     left = len(pending(table, records))
     if left:
         blocks.append((f"**Not complete:** at least {left} runs of this table have no record yet.", []))
@@ -122,6 +122,19 @@ def document(table: Table, records: Mapping[str, dict[str, Any]]) -> list[tuple[
         blocks.append((_made_on(cells), []))
     methods = [f"{row.name}: {FIXED[row.method]}" for row in content.rows if row.method in FIXED]
     return [*blocks, *([("; ".join(methods) + ".", [])] if methods else [])]
+
+
+def _chance(cells: Sequence[Cell]) -> list[str]:
+    """A note of the cells whose accuracy a method that reads nothing has too."""
+    notes = []
+    for cell in cells:
+        if cell.column.metric != "accuracy" or cell.row.method == "majority":
+            continue
+        labels = stored_of(cell.records[0]).labels
+        commonest = 100.0 * float(np.bincount(labels.astype(np.int64)).max()) / len(labels)
+        if float(np.mean(cell.scores)) <= commonest:
+            notes.append(f"{cell.row.name} on {cell.column.name} (the commonest class: {commonest:.2f})")
+    return [f"**No better than always the commonest class** of the test rows: {', '.join(notes)}."] if notes else []
 
 
 def _costs(cells: Sequence[Cell]) -> tuple[str, list[list[str]]]:
@@ -193,11 +206,11 @@ def as_markdown(table: Table, blocks: Sequence[tuple[str, list[list[str]]]], pic
     parts = [f"# {markdown(table.content.title)}"]
     for text, rows in blocks:
         parts += [text] if text else []
-        parts += [rows_markdown([[markdown(cell) for cell in row] for row in rows])] if rows else []
+        parts += [rows_markdown([[markdown(cell) if cell else "" for cell in row] for row in rows])] if rows else []
     if picture:
         parts.append(f"![Score against trained parameters, and against training time]({table.name}.png)")
     parts.append(
-        f"Made by `finetune bench show {table.name}` from the records in `{table.name}/`; nothing is typed in."
+        f"Made by `finetune bench show {table.argument}` from the records in `{table.name}/`; nothing is typed in."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -263,38 +276,3 @@ def show(table: Table, folder: Path) -> str:
     if cells:
         picture(table, cells, folder / f"{table.name}.png")
     return found[folder / f"{table.name}.md"]
-
-
-def check(table: Table, folder: Path) -> list[str]:
-    """What is wrong with the published documents and records; nothing is good."""
-    records = read_records(table, folder)
-    wrong = []
-    for key, record in records.items():
-        try:
-            score = stored_of(record).value(record["metric"])
-        except DataError as error:
-            wrong.append(error.problem)
-            continue
-        if not math.isclose(score, record["score"], rel_tol=1e-12):
-            wrong.append(f"{key}.json says {record['metric']} {record['score']}, its answers give {score}")
-    for path, text in documents(table, folder).items():
-        there = path.read_text("utf-8").splitlines() if path.is_file() else None
-        if there is None:
-            wrong.append(f"{path} is not there: finetune bench show {table.name}")
-            continue
-        lines = text.splitlines()
-        for number in range(max(len(lines), len(there))):
-            one, other = (some[number] if number < len(some) else "(no line)" for some in (there, lines))
-            if one != other:
-                wrong.append(f"{path}, line {number + 1}: {one[:120]!r}, but the records give {other[:120]!r}")
-                break
-    at = {(cell.row.name, cell.column.name): cell for cell in cells_of(table, records)}
-    for some in table.content.references:
-        cell = at.get((some.row, some.column))
-        if cell is None or some.tolerance is None:
-            continue
-        here = float(np.mean(cell.scores))
-        if abs(here - some.value) > some.tolerance:
-            published = f"{some.value:g} ± {some.tolerance:g} ({some.source})"
-            wrong.append(f"{some.row} on {some.column}: {here:.2f}, published {published}")
-    return wrong

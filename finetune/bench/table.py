@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,7 +93,10 @@ class Reference(Section):
     @model_validator(mode="after")
     def _tolerance(self) -> Reference:
         if (self.protocol == "same") != (self.tolerance is not None):
-            raise ValueError("tolerance goes with protocol=same, and that with a tolerance")
+            raise ValueError(
+                f'{self.row} on {self.column}: write `tolerance = 1.5` beside `protocol = "same"`, or take '
+                '`protocol = "analogue"` without one'
+            )
         return self
 
 
@@ -113,8 +117,8 @@ class Content(Section):
     def _names(self) -> Content:
         for kind, some in (("rows", self.rows), ("columns", self.columns)):
             names = [one.name for one in some]
-            if len(set(names)) < len(names):
-                raise ValueError(f"{kind}: two have one name")
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"two {kind} are named {twice[0]!r}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one stands there twice")
         known = {"row": [row.name for row in self.rows], "column": [column.name for column in self.columns]}
@@ -145,6 +149,11 @@ class Table:
     sha256: str
     codes: Mapping[str, str]
     """Recipe, as rows and columns name it, to the hash of its code."""
+
+    @property
+    def argument(self) -> str:
+        """What `finetune bench` is given to find it, in its own folder."""
+        return self.name if self.path.parent == tables_folder() else self.path.name
 
     def has(self, row: Row, column: Column) -> bool:
         """Whether the table has that cell."""
@@ -182,6 +191,8 @@ def load_table(name_or_path: str) -> Table:
         if name_or_path not in table_names():
             if len(path.parts) > 1:
                 raise ConfigError(f"{name_or_path} is no .toml file.", "A table is one; `finetune bench list`.")
+            if Path(f"{name_or_path}.toml").is_file():
+                raise ConfigError(f"{name_or_path} is no shipped table.", f"Did you mean {name_or_path}.toml?")
             raise unknown_key(name_or_path, table_names(), "is no table; `finetune bench list` shows them")
         path = tables_folder() / f"{name_or_path}.toml"
     try:
@@ -190,7 +201,23 @@ def load_table(name_or_path: str) -> Table:
         raise ConfigError(f"There is no table file {path}.", "`finetune bench list` shows the shipped ones.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}.", "A table is a TOML file; see recipes/tables/.") from None
-    content: Content = from_mapping(Content, values, str(path))
+    content = _content(values, path)
     recipes = [row.recipe for row in content.rows] + [column.recipe for column in content.columns if column.recipe]
     codes = {recipe: code_hash(recipe_path(recipe_of(path, recipe))) for recipe in dict.fromkeys(recipes)}
     return Table(path.stem, path, content, sha256_file(path), codes)
+
+
+def _content(values: dict[str, Any], path: Path) -> Content:
+    """A table's content; errors name a row or column by its name, where pydantic counts from 0."""
+    try:
+        found: Content = from_mapping(Content, values, str(path))
+    except ConfigError as error:
+
+        def named(match: re.Match[str]) -> str:
+            one = values[match["kind"]][int(match["number"])]
+            name = one.get("name", one.get("row", "")) if isinstance(one, dict) else ""
+            return f"{match['kind']} {str(name)!r}: " if name else match[0]
+
+        problem = re.sub(r"(?P<kind>rows|columns|references)\.(?P<number>\d+)(\.|: )", named, error.problem)
+        raise ConfigError(problem, error.fix or "CONTRIBUTING.md lists the keys of a table.") from None
+    return found

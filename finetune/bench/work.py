@@ -14,10 +14,19 @@ from typing import Any
 import filelock
 
 from finetune.bench.children import Children, Stopped, core_sets, pin
-from finetune.bench.jobs import Job, answers_of, data_source, pending, read_records, stored_of
+from finetune.bench.jobs import (
+    Job,
+    answers_of,
+    changed_data,
+    data_hash,
+    data_source,
+    pending,
+    read_records,
+    stored_of,
+)
 from finetune.bench.table import Table, recipe_of
 from finetune.data.cache import cache_folder, say
-from finetune.errors import TrainingError
+from finetune.errors import ConfigError, DataError, TrainingError
 from finetune.evaluation.stored import LOWER_IS_BETTER, read_predictions
 from finetune.files import write_json
 from finetune.options import RunOptions, resolve
@@ -34,7 +43,11 @@ def check_table(table: Table) -> None:
         for column in table.content.columns:
             if table.has(row, column):
                 searched = row.search.values[0] if row.search else None
-                resolve(run_options(table, Job(row, column, table.content.seeds[0], searched)))
+                try:
+                    resolve(run_options(table, Job(row, column, table.content.seeds[0], searched)))
+                except ConfigError as error:
+                    where = f"{table.path}, {row.name} on {column.name}: "
+                    raise ConfigError(f"{where}{error.problem}", error.fix) from None
 
 
 def run_options(table: Table, job: Job) -> RunOptions:
@@ -55,9 +68,12 @@ def run_table(table: Table, folder: Path, workers: int) -> tuple[int, int]:
 
     Raises:
         ConfigError: a row that can't be run.
+        DataError: a column's data have changed since its records were made.
         TrainingError: a run failed; the others' records stay.
     """
     check_table(table)
+    if changed := changed_data(table, read_records(table, folder)):
+        raise DataError(f"{changed[0]}.")
     cores = core_sets(workers, table.content.threads)
     (folder / table.name).mkdir(parents=True, exist_ok=True)
     children = Children()
@@ -127,6 +143,7 @@ def run_job(table: Table, job: Job, children: Children) -> dict[str, Any]:
         "column": job.column.name,
         "seed": job.seed,
         "metric": job.column.metric,
+        "data_hash": data_hash(table, job.column),
         "searched": None if job.row.search is None else {job.row.search.key: job.searched},
         "test_evaluations": 1,
         **part,

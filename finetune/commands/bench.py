@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,9 +90,11 @@ def _open(arguments: argparse.Namespace) -> tuple[Table, Path]:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from finetune.bench.estimate import estimates
-    from finetune.bench.jobs import pending, read_records
+    from finetune.bench.jobs import changed_data, pending, read_records
+    from finetune.bench.work import check_table
 
     table, folder = _open(arguments)
+    check_table(table)
     records = read_records(table, folder)
     cells, stale = estimates(table, records)
     done, planned = sum(cell.done for cell in cells), sum(cell.planned for cell in cells)
@@ -99,6 +102,8 @@ def _plan(arguments: argparse.Namespace) -> int:
           f"{folder / table.name}/")  # fmt: skip
     if stale:
         print(f"  {stale} records there are of other settings or another version of a recipe, and count for nothing.")
+    for message in changed_data(table, records):
+        print(f"  {message}.")
     for cell in cells:
         text = "no run of this row to go by" if cell.seconds is None else f"about {cell.seconds:.0f} s a run"
         print(f"  {cell.row} on {cell.column}: {cell.done} of {cell.planned} done; {text}")
@@ -106,10 +111,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     known = sum((cell.planned - cell.done) * cell.seconds for cell in left if cell.seconds is not None)
     unknown = sum(cell.planned - cell.done for cell in left if cell.seconds is None)
     whole = sum(cell.planned * cell.seconds for cell in cells if cell.seconds is not None)
-    if left:
+    if known:
         print(f"About {known / 60:.0f} min with one worker for {planned - done - unknown} of the runs left "
-              f"({whole / 60:.0f} min for all, from nothing).", end=" ")  # fmt: skip
-        print(f"For the other {unknown}, `finetune plan RECIPE` measures one." if unknown else "")
+              f"({whole / 60:.0f} min for all, from nothing).")  # fmt: skip
+    if unknown:
+        print(f"No record to go by for {unknown} of them; `finetune plan RECIPE --data ... --set ...` measures one.")
     return 0
 
 
@@ -133,11 +139,12 @@ def _show(arguments: argparse.Namespace) -> int:
 
     table, folder = _open(arguments)
     print(show(table, folder), end="")
+    print(f"Written: {folder / table.name}.md, .csv, .html and .png", file=sys.stderr)
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from finetune.bench.show import check
+    from finetune.bench.check import check
 
     table, folder = _open(arguments)
     wrong = check(table, folder)

@@ -9,13 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finetune.bench.check import check
 from finetune.bench.children import core_sets
 from finetune.bench.estimate import estimates
 from finetune.bench.frozen import kshot_rows
-from finetune.bench.jobs import Job, answers_of, jobs_of_cell, packed, pending, read_records, stored_of, unpacked
-from finetune.bench.show import cells_of, check, show
+from finetune.bench.jobs import (
+    Job,
+    answers_of,
+    data_hash,
+    jobs_of_cell,
+    packed,
+    pending,
+    read_records,
+    stored_of,
+    unpacked,
+)
+from finetune.bench.show import cells_of, show
 from finetune.bench.table import Table, load_table, table_names
-from finetune.errors import ConfigError
+from finetune.bench.work import check_table, run_table
+from finetune.errors import ConfigError, DataError
 from finetune.evaluation.stored import Stored
 from finetune.files import write_json
 
@@ -69,10 +81,12 @@ def finished(some: Table, job: Job, folder: Path, share: float, valid: float | N
     return record
 
 
-def run_all(some: Table, folder: Path, share: float = 0.9) -> None:
+def run_all(some: Table, folder: Path, share: float = 0.9, data_hash: str | None = None) -> None:
     while todo := pending(some, read_records(some, folder)):
         for job in todo:
-            finished(some, job, folder, share - 0.1 * (job.row.name == "TF-IDF") - 0.01 * job.seed, valid=0.5)
+            right = share - 0.1 * (job.row.name == "TF-IDF") - 0.01 * job.seed
+            record = finished(some, job, folder, right, valid=0.5)
+            write_json(folder / some.name / f"{record['key']}.json", {**record, "data_hash": data_hash})
 
 
 @pytest.mark.parametrize("name", table_names())
@@ -88,8 +102,11 @@ def test_shipped_tables_are_read(name: str) -> None:
         ('data = "sms_spam"', 'data = "sms_spam"\nmetric = "acuracy"', "did you mean accuracy"),
         ('method = "tfidf"', 'method = "tfidf"\nshots = 3', "shots goes with"),
         ('method = "tfidf"', 'method = "tfidf"\nadapter = "lora"', "go with method=fine-tune"),
-        ('name = "TF-IDF"', 'name = "full"', "two have one name"),
+        ('name = "TF-IDF"', 'name = "full"', "two rows are named"),
         ("[[columns]]", "[[columns", "line"),
+        ('method = "tfidf"', 'metod = "tfidf"', "unknown key rows 'TF-IDF': metod (did you mean method?)"),
+        ('method = "tfidf"', 'method = "tf-idf"', "(it is 'tf-idf'; did you mean tfidf?)"),
+        ("seeds = [0, 1, 2]", "seeds = 2", "seeds: input should be a valid list"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_named(tmp_path: Path, before: str, after: str, said: str) -> None:
@@ -103,9 +120,56 @@ def test_a_reference_to_no_row_suggests_one(tmp_path: Path) -> None:
         table(tmp_path, TABLE + REFERENCE.replace('"TF-IDF"', '"TFIDF"'))
 
 
-def test_an_unknown_table_suggests_one() -> None:
+def test_an_unknown_table_suggests_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="Did you mean textgcn"):
         load_table("textgnc")
+    table(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"Did you mean mine\.toml"):
+        load_table("mine")
+
+
+def test_what_no_run_could_take_is_refused_with_its_row(tmp_path: Path) -> None:
+    """Before the first run, and by `plan`."""
+    some = table(tmp_path, TABLE.replace('method = "tfidf"', 'method = "tfidf"\nset = ["train.max_update=2"]'))
+    with pytest.raises(
+        ConfigError, match=r"TF-IDF on spam: train\.max_update .*(?s:.)*Did you mean train\.max_updates"
+    ):
+        check_table(some)
+    (tmp_path / "reviews.csv").write_text("text,label\na,b\n")
+    with pytest.raises(ConfigError, match=r"column spam: .*review\.csv does not exist(?s:.)*reviews\.csv"):
+        check_table(table(tmp_path, TABLE.replace('"sms_spam"', '"review.csv"')))
+
+
+def test_data_that_changed_after_a_run_are_noticed(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("text,label\na,good\nb,bad\n")
+    some = table(tmp_path, TABLE.replace('"sms_spam"', '"reviews.csv"'))
+    before = data_hash(some, some.content.columns[0])
+    run_all(some, tmp_path, data_hash=before)
+    show(some, tmp_path)
+    assert check(some, tmp_path) == []
+    (tmp_path / "reviews.csv").write_text("text,label\na,bad\nb,bad\n")
+    (wrong,) = check(some, tmp_path)
+    assert "reviews.csv has changed since 4 records of spam were made" in wrong
+    with pytest.raises(DataError, match="has changed since"):
+        run_table(some, tmp_path, 1)
+    (tmp_path / "reviews.csv").unlink()  # on a machine without them there is nothing to compare
+    assert check(some, tmp_path) == []
+
+
+def test_a_folder_is_what_its_files_hold(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "train.csv").write_text("text,label\na,good\n")
+    (tmp_path / "own" / "cat.png").write_bytes(b"12345")
+    some = table(tmp_path, TABLE.replace('"sms_spam"', '"./own"'))
+    (column,) = some.content.columns
+    hashes = [data_hash(some, column)]
+    for name, content in (("train.csv", b"text,label\na,evil\n"), ("cat.png", b"123456"), ("dog.png", b"1")):
+        (tmp_path / "own" / name).write_bytes(content)
+        hashes.append(data_hash(some, column))
+    assert len(set(hashes)) == 4
+    (shipped,) = load_table("nanogpt_cpu").content.columns
+    assert data_hash(load_table("nanogpt_cpu"), shipped.model_copy(update={"data": "sms_spam"})) is None
 
 
 def test_runs_left_are_those_without_a_record_and_seedless_rows_run_once(tmp_path: Path) -> None:
@@ -221,6 +285,29 @@ def test_check_fails_outside_the_tolerance_of_the_same_protocol(tmp_path: Path) 
     run_all(some, tmp_path)
     show(some, tmp_path)
     assert check(some, tmp_path) == ["TF-IDF on spam: 80.00, published 77 ± 2 (by hand)"]
+
+
+def test_check_fails_where_nothing_was_run(tmp_path: Path) -> None:
+    some = table(tmp_path, TABLE + REFERENCE)
+    show(some, tmp_path)
+    (wrong,) = check(some, tmp_path)
+    assert "No run of mine has a record" in wrong
+    finished(some, next(job for job in pending(some, {}) if job.row.name == "full"), tmp_path, 0.9)
+    show(some, tmp_path)
+    assert check(some, tmp_path) == ["TF-IDF on spam: not run, published 80 ± 2 (by hand)"]
+    (tmp_path / "mine.png").unlink()
+    assert check(some, tmp_path)[0].endswith("mine.png is not there: finetune bench show mine.toml")
+
+
+def test_a_method_that_learnt_nothing_is_named_and_no_share_leaves_its_range(tmp_path: Path) -> None:
+    some = table(tmp_path, TABLE.replace("[0, 1, 2]", "[0, 1]"))
+    for job in pending(some, {}):
+        finished(some, job, tmp_path, 0.5 if job.row.name == "TF-IDF" else 0.99 - 0.1 * job.seed)
+    text = show(some, tmp_path)
+    assert r"94.00 \[30.47, 100.00\], n = 2" in text
+    assert (
+        "**No better than always the commonest class** of the test rows: TF-IDF on spam (the commonest class: " in text
+    )
 
 
 def test_an_unfinished_table_says_so(tmp_path: Path) -> None:
