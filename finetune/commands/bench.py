@@ -139,7 +139,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
     table, folder = _open(arguments)
     print(show(table, folder), end="")
-    print(f"Written: {folder / table.name}.md, .csv, .html and .png", file=sys.stderr)
+    if sys.stdout.isatty():
+        print(f"\nWritten: {folder / table.name}.md, .csv, .html and .png")
     return 0
 
 
