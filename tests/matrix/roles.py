@@ -111,7 +111,8 @@ def run_resumed(plan: Plan, world: int) -> None:
                     shutil.copy(whole / "history.jsonl", folder)
                     for path in (whole / "checkpoints").iterdir():
                         if int(path.name.removeprefix("update_")) <= stop:
-                            shutil.copytree(path, folder / "checkpoints" / path.name)
+                            # Links: a checkpoint of all weights takes longer to copy than to train.
+                            shutil.copytree(path, folder / "checkpoints" / path.name, copy_function=os.link)
                 PartialState().wait_for_everyone()
                 train(case.recipe, plan.settings(case), folder, resume=True)
 
