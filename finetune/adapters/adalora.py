@@ -10,10 +10,12 @@ from pydantic import Field
 
 from finetune.adapters.peft_adapter import PeftAdapter, fan_in_fan_out
 from finetune.adapters.targets import check_rank
-from finetune.config import Share
+from finetune.config import Share, TrainSettings
 from finetune.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from finetune.task import Task
 
 Positive = Annotated[int, Field(ge=1)]
@@ -52,6 +54,15 @@ class AdaLoRA(PeftAdapter):
     """Weight of the penalty that keeps the rows of A and the columns of B orthonormal."""
 
     kinds: ClassVar[tuple[str, ...]] = ("Linear", "Conv1D", "Conv2d")
+
+    def check_training(self, settings: TrainSettings, accelerator: Accelerator) -> None:
+        super().check_training(settings, accelerator)
+        if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+            # Ranks are taken away by the importance of whole rows and columns, of which each process has a part.
+            raise ConfigError(
+                "adapter=adalora can't be trained with sharded weights: no process sees all that it ranks.",
+                "Launch with --multi_gpu in place of FSDP or DeepSpeed, or take adapter=lora.",
+            )
 
     def phases(self, total_updates: int) -> tuple[int, int]:
         """Updates before the first rank is taken away, and updates with the final ranks.

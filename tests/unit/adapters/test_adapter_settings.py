@@ -107,6 +107,10 @@ def test_ways_to_train_that_an_adapter_cant_go_with_are_refused() -> None:
     again = TrainSettings(activation_checkpointing=True)
     with pytest.raises(ConfigError, match="sharded weights can't follow"):
         Layers(unfreeze_every_updates=2).check_training(TrainSettings(), sharded)
+    with pytest.raises(ConfigError, match=r"adapter=adalora can't be trained with sharded weights.*\n.*adapter=lora"):
+        AdaLoRA().check_training(TrainSettings(), sharded)
+    AdaLoRA().check_training(TrainSettings(), alone)
+    LoRA().check_training(TrainSettings(), sharded)
     with pytest.raises(ConfigError, match="activation_checkpointing=true would drop what adapter=prefix trains"):
         PrefixTuning().check_training(again, alone)
     Layers(lr_decay=0.9).check_training(again, sharded)
