@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from finetune.data.sources import checked_weights
 from finetune.errors import ConfigError, TrainingError
 from finetune.evaluation.predict import to_device
 from finetune.export import BASE, difference, probe_batch
-from finetune.files import sha256_file, write_json
+from finetune.files import write_json
+from finetune.inference.exported import check_files, own_accelerator
 from finetune.options import recorded_recipe
 from finetune.run_folder import read_record
 
@@ -114,12 +116,11 @@ def _refuse_other(task: Task, record: dict[str, Any], folder: Path) -> None:
             "model is compared on.",
             "Put the data back as they were.",
         )
-    recorded = record["export_check"]["sha256"] if not (folder / "adapter").is_dir() else {}
-    for name, expected in recorded.items():
-        if not (folder / "model" / name).is_file() or sha256_file(folder / "model" / name) != expected:
-            raise ConfigError(
-                f"{folder / 'model' / name} is not the one that the run wrote.", "Copy the run's folder again."
-            )
+    if not (folder / "adapter").is_dir():
+        check_files(folder, record)
+    own = folder / (BASE if (folder / "adapter").is_dir() else "model")
+    if own.is_dir():
+        checked_weights(own, str(own))
 
 
 def _rounding(task: Task, batch: Batch, dtype: torch.dtype) -> float:
@@ -191,8 +192,6 @@ def _rounded(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
 
 def _logits(task: Task, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Logits of the probe rows in fp32, computed in the model's own precision on the machine's best device."""
-    from finetune.inference.exported import own_accelerator
-
     device = own_accelerator().device
     dtype = next(model.parameters()).dtype
     given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}

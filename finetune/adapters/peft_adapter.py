@@ -15,10 +15,13 @@ from pydantic import Field
 
 from finetune.adapters.adapter import Adapter
 from finetune.adapters.targets import find_targets, kind
-from finetune.errors import ConfigError
+from finetune.data.artefacts import check_artefacts
+from finetune.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
     from finetune.task import Task
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 class PeftAdapter(Adapter):
@@ -141,9 +144,17 @@ def save_peft(model: Any, folder: Path, base: str, revision: str | None) -> None
 
 
 def load_peft(base: Any, folder: Path) -> torch.nn.Module:
-    """A saved adapter on its base, as plain peft loads it."""
+    """A saved adapter on its base, as plain peft loads it: from safetensors, and nothing that names code.
+
+    Raises:
+        SourceError: its configuration asks for code, or a file is missing.
+    """
     from peft import PeftModel
 
+    # PEFT writes there what its own AutoPeftModel would import; only that reads it.
+    check_artefacts(folder, str(folder), unread=("auto_mapping",))
+    if not (folder / WEIGHTS).is_file():  # PEFT would take a pickle in its place, or ask the hub
+        raise SourceError(f"{folder / WEIGHTS} is not there.", "Copy the run's folder again.")
     with quiet():
         loaded: torch.nn.Module = PeftModel.from_pretrained(base, folder)
     return loaded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ CODE_KEYS = {"auto_map", "auto_mapping", "trust_remote_code", "custom_pipelines"
 FILE_KEY_ENDS = ("_file", "_files", "_path", "file_name")
 
 
-def check_artefacts(folder: Path, name: str) -> None:
+def check_artefacts(folder: Path, name: str, unread: Collection[str] = ()) -> None:
     """Refuse a model folder whose settings ask for code or for files elsewhere.
 
     transformers imports code only where `trust_remote_code` is on, which it never is here; but other libraries read
@@ -28,6 +28,7 @@ def check_artefacts(folder: Path, name: str) -> None:
 
     Args:
         name: the model as the user named it, for messages.
+        unread: keys that nothing reads here, and that may therefore name code.
 
     Raises:
         SourceError: names file and key.
@@ -41,7 +42,8 @@ def check_artefacts(folder: Path, name: str) -> None:
         if path.name in VOCABULARIES:
             continue  # read by Rust, which knows only its own kinds of content; words are no settings
         for keys, value in _entries(_parsed(path, name)):
-            _check_entry(path.name, keys, value, name)
+            if keys[-1] not in unread:
+                _check_entry(path.name, keys, value, name)
 
 
 def _check_entry(file: str, keys: tuple[str, ...], value: Any, name: str) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "ModelFiles",
     "Wheel",
     "cache_dir",
+    "checked_weights",
     "hub_data_files",
     "parse_pypi",
     "resolve_model",
@@ -88,7 +89,17 @@ def _refuse_revision(name: str, revision: str | None, why: str) -> None:
 
 
 def _weights_sha256(folder: Path, name: str) -> str:
-    """Check that a folder holds a model that can be loaded without running anything; hash its weights.
+    """Of a model folder that can be loaded without running anything."""
+    weights = checked_weights(folder, name)
+    hashes = [sha256_file(path) for path in weights]
+    if len(hashes) == 1:
+        return hashes[0]
+    lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(hashes, weights, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def checked_weights(folder: Path, name: str) -> list[Path]:
+    """The safetensors files of a model folder, once nothing in it can run, and no file of it stands elsewhere.
 
     Raises:
         SourceError: names the missing or broken file.
@@ -114,11 +125,7 @@ def _weights_sha256(folder: Path, name: str) -> str:
     weights = _weight_files(folder, names, name)
     for path in weights:
         _check_safetensors(path)
-    hashes = [sha256_file(path) for path in weights]
-    if len(hashes) == 1:
-        return hashes[0]
-    lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(hashes, weights, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return weights
 
 
 def _weight_files(folder: Path, names: Sequence[str], name: str) -> list[Path]:

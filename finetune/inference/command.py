@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import ConfigError, DataError
-from finetune.inference.exported import Predictor, completed
+from finetune.inference.exported import Predictor, check_files, completed
 from finetune.inference.files import check_out, read_pairs, read_rows, write_rows
 
 
@@ -57,6 +57,7 @@ def predict(
         )
     paired = "text_pair" in record["config"].get("data", {})
     _refuse_odd_pairs(run, paired, texts, pairs, file, pair_column)
+    check_files(Path(run), record)
     predictor = _predictor(Path(run), record, Path(file).parent if file is not None else Path(), tokens)
     if file is None or out is None:
         kind = "image" if of_images else "text"

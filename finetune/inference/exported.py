@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from finetune.data.batching import RowKey
+from finetune.data.sources import checked_weights
 from finetune.errors import ConfigError
+from finetune.files import sha256_file
 from finetune.hardware import use_threads
 from finetune.run_folder import read_record
 
@@ -42,6 +44,19 @@ def completed(run: Path) -> dict[str, Any]:
     return record
 
 
+def check_files(run: Path, record: dict[str, Any]) -> None:
+    """Compare what a run exported with the hashes that its record has of it.
+
+    Raises:
+        ConfigError: names the file that is missing or another.
+    """
+    folder = run / ("model" if "model" in record.get("export_check", {}).get("parts", {}) else "adapter")
+    if folder.is_dir():
+        for name, expected in record.get("export_check", {}).get("sha256", {}).items():
+            if not (folder / name).is_file() or sha256_file(folder / name) != expected:
+                raise ConfigError(f"{folder / name} is not the one that the run wrote.", DAMAGED)
+
+
 def loaded(folder: Path, auto_class: str, reader_class: str = "AutoTokenizer") -> tuple[Any, Any]:
     """Tokenizer (or image processor) and model in fp32, as anybody loads them; whatever is wrong is one message."""
     import transformers
@@ -53,10 +68,13 @@ def loaded(folder: Path, auto_class: str, reader_class: str = "AutoTokenizer") -
     # A folder that isn't there would be taken for the name of a model on the hub.
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder / 'config.json'} is not there.", DAMAGED)
+    checked_weights(folder, str(folder))
+    # Without a word about it, transformers asks on the terminal whether a folder's code may run.
+    known: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        reader = getattr(transformers, reader_class).from_pretrained(folder, local_files_only=True)
+        reader = getattr(transformers, reader_class).from_pretrained(folder, **known)
         model, info = getattr(transformers, auto_class).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            folder, **known, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
         # Many kinds, because each file of a model folder is read by another library.

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from finetune.errors import ConfigError
+from finetune.adapters.peft_adapter import load_peft
+from finetune.errors import ConfigError, SourceError
+from finetune.files import sha256_file
 from finetune.inference.command import predict
 
 pytestmark = pytest.mark.unit
@@ -75,6 +77,55 @@ def test_a_run_on_pairs_wants_two_texts(arguments: dict[str, Any], word: str) ->
         predict("run", **values)
     assert word in caught.value.problem
     assert caught.value.fix
+
+
+def test_what_the_run_did_not_write_is_named_before_it_is_loaded() -> None:
+    record = json.loads(Path("run/run.json").read_text())
+    model = Path("run/model")
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    hashes = {"config.json": sha256_file(model / "config.json")}
+    for name in ("config.json", "model.safetensors"):  # changed, and missing
+        record["export_check"] = {"parts": {"model": {}}, "sha256": hashes | {name: "0" * 64}}
+        Path("run/run.json").write_text(json.dumps(record))
+        with pytest.raises(ConfigError, match=rf"run/model/{name} is not the one that the run wrote"):
+            predict("run", ["a"], None, None, None)
+
+
+TRICKS: list[tuple[dict[str, Any], str]] = [
+    # A kind that transformers doesn't know: it would ask on the terminal whether to import this.
+    ({"config.json": {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}}, "asks for code"),
+    ({"config.json": {}, "tokenizer_config.json": {"vocab_file": "../../secret.txt"}}, "leaves the model's folder"),
+    (
+        {"config.json": {}, "model.safetensors.index.json": {"weight_map": {"w": "../../w.safetensors"}}},
+        "no safetensors file of its folder",
+    ),
+    ({"config.json": {}, "pytorch_model.bin": {}}, "can run code when loaded"),
+]
+
+
+@pytest.mark.parametrize(("files", "word"), TRICKS)
+def test_a_run_folder_from_elsewhere_is_looked_at_before_a_library_reads_it(
+    files: dict[str, Any], word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("run/model").mkdir()
+    for name, content in files.items():
+        Path("run/model", name).write_text(json.dumps(content))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(SourceError, match=word):
+        predict("run", ["a"], None, None, None)
+
+
+def test_an_adapter_is_looked_at_before_peft_reads_it() -> None:
+    adapter = Path("run/adapter")
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "auto_mapping": {"parent_library": "unread"}}')
+    (adapter / "adapter_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(SourceError, match=r"adapter_model\.safetensors is not there"):
+        load_peft(None, adapter)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "auto_map": {"AutoModel": "evil.Model"}}')
+    with pytest.raises(SourceError, match="asks for code"):
+        load_peft(None, adapter)
 
 
 def test_a_run_that_is_not_finished_says_how_to_finish_it() -> None:
