@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,16 @@ class Checkpoints:
         final = self.path(progress.update)
         temporary = self.folder / f".writing-{final.name}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(self.folder.parent)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
+            hashes = {}
             for stem, tensors in state.tensors.items():
                 path = temporary / f"{stem}.safetensors"
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-                sync_file(path)
+                hashes[path.name] = _synced_sha256(path)
             content = {
                 "format": FORMAT,
                 "progress": asdict(progress),
@@ -75,7 +79,7 @@ class Checkpoints:
                 "numbers": state.numbers,
             }
             write_json(temporary / "state.json", content)
-            hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+            hashes["state.json"] = sha256_file(temporary / "state.json")
             write_json(temporary / MANIFEST, {"format": FORMAT, "update": progress.update, "sha256": hashes})
             if final.exists():  # damaged, or it would have been resumed from
                 self._remove(progress.update)
@@ -145,8 +149,11 @@ class Checkpoints:
         content = _read_json(folder / "state.json")
         try:
             tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-            return State(tensors, content["numbers"]), Progress(**content["progress"]), content["identity"]
-        except (SafetensorError, KeyError, TypeError) as error:  # whoever wrote it wrote the manifest to it
+            progress, identity = Progress(**content["progress"]), content["identity"]
+            if progress.update != update or not isinstance(identity["settings"], dict):
+                raise ValueError("state.json is that of something else")
+            return State(tensors, content["numbers"]), progress, identity
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:  # whoever wrote it wrote the manifest to it
             raise CheckpointError(f"{folder} is whole, but no checkpoint of this toolkit: {error}.") from None
 
     def _verify(self, update: int) -> None:
@@ -178,6 +185,14 @@ class Checkpoints:
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(self.path(update), doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _synced_sha256(path: Path) -> str:
+    """Make a file durable; its SHA-256 is computed meanwhile, by a thread, so that a save waits for the slower one."""
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        hashed = beside.submit(sha256_file, path)
+        sync_file(path)
+        return hashed.result()
 
 
 def _sha256(path: Path) -> str:

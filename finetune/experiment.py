@@ -190,7 +190,7 @@ def _refuse_changes(checkpoints: Checkpoints, identity: dict[str, Any]) -> None:
     if found is None:
         return
     before = found[2]
-    changed = [name for name in ("recipe", "data", "labels", "updates") if before[name] != identity[name]]
+    changed = [name for name in ("recipe", "data", "labels", "updates") if before.get(name) != identity[name]]
     settings = {
         key: (before["settings"].get(key), value)
         for key, value in identity["settings"].items()

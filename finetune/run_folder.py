@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import ConfigError
+from finetune.files import sync_folder
 
 RUNS = Path("runs")
 LATEST = "latest"
@@ -46,9 +47,11 @@ def make_run_folder(recipe_name: str, output: str | None) -> Path:
         if output is not None:
             folder = Path(output)
             folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(folder.absolute().parent)
             return folder
         RUNS.mkdir(exist_ok=True)
         folder = _numbered(RUNS / f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        sync_folder(RUNS)
     except OSError as error:
         raise ConfigError(
             f"The run folder {output or f'below {RUNS}/'} can't be made: {error.strerror} ({error.filename}).",

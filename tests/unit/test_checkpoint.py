@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,6 +281,54 @@ def test_a_full_disk_leaves_the_older_checkpoints_alone(
     assert store.newest() in ((1, 2) if broken == "sync_folder" else (1,))
     store.save(2)
     assert store.newest() == 2
+
+
+def test_everything_is_durable_before_the_manifest_and_that_before_the_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of a save: files synced, then the manifest, then its folder, one rename, then the folder of that."""
+    done: list[str] = []
+    sync, replace, rename = os.fsync, os.replace, os.rename
+
+    def fsync(handle: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        sync(handle)
+
+    def renamed(real: Any) -> Any:
+        return lambda a, b: (done.append(f"name {Path(b).name}"), real(a, b))[1]
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", renamed(replace))
+    monkeypatch.setattr(os, "rename", renamed(rename))
+    store.save(1)
+    assert [re.sub(r"\.part-.*", "PART", line) for line in done] == [
+        f"sync {store.checkpoints.folder.parent.name}",
+        "sync model.safetensors",
+        "sync optimizer.safetensors",
+        *("sync PART", "name state.json", "sync .writing-update_00000001"),
+        *("sync PART", "name manifest.json", "sync .writing-update_00000001"),
+        *("name update_00000001", "sync checkpoints"),
+    ]
+
+
+def test_hashes_are_computed_while_files_are_synced(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashing, met = threading.Event(), []
+    digest, sync = checkpoint.sha256_file, checkpoint.sync_file
+
+    def hashed(path: Path) -> str:
+        hashing.set()
+        return digest(path)
+
+    def synced(path: Path) -> None:
+        met.append((path.name, hashing.wait(10)))
+        hashing.clear()
+        sync(path)
+
+    monkeypatch.setattr(checkpoint, "sha256_file", hashed)
+    monkeypatch.setattr(checkpoint, "sync_file", synced)
+    store.save(1)
+    assert met == [("model.safetensors", True), ("optimizer.safetensors", True)]
+    assert store.newest() == 1
 
 
 def test_a_folder_that_can_not_be_made_is_one_message(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ import pytest
 from finetune.files import sha256_file, whole_file, write_atomically, write_json
 
 pytestmark = pytest.mark.unit
+
+
+def cpu_flags() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -51,6 +57,18 @@ def test_json_keeps_its_order_and_has_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "b.json", float("nan"))
     assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.skipif("sha_ni" not in cpu_flags(), reason="this processor has no instructions for SHA-256")
+def test_hashing_takes_at_most_a_second_a_gigabyte(tmp_path: Path) -> None:
+    size = 64 << 20
+    (tmp_path / "a").write_bytes(bytes(size))
+    seconds = []
+    for _ in range(3):
+        began = time.thread_time()
+        sha256_file(tmp_path / "a")
+        seconds.append(time.thread_time() - began)
+    assert min(seconds) / (size / 1e9) <= 1.0
 
 
 def test_the_hash_is_of_the_bytes(tmp_path: Path) -> None:
