@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from finetune.errors import CheckpointError
 
@@ -103,6 +104,17 @@ def restore(state: State, model: torch.nn.Module, optimizer: torch.optim.Optimiz
             for name, parameter in zip(saved["params"], group["params"], strict=True):
                 if name not in entries:
                     optimizer.state.pop(parameter, None)
+
+
+def not_finite(model: torch.nn.Module) -> str | None:
+    """The name of a parameter that holds a NaN or an infinity, or None; of a sharded one, each process sees a part."""
+    for name, parameter in model.named_parameters():
+        own = parameter.detach()
+        own = own.to_local() if isinstance(own, DTensor) else own
+        # The norm makes no copy of a large matrix, and is as finite as its largest entry.
+        if own.numel() and own.is_floating_point() and not torch.linalg.vector_norm(own, torch.inf).isfinite():
+            return name
+    return None
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from finetune.memory import shortage
 from finetune.optim import build_optimizer, lr_factor, set_lr, warmup_updates
 from finetune.progress import progress_bar
 from finetune.randomness import seed_torch
-from finetune.state import State, capture, restore
+from finetune.state import State, capture, not_finite, restore
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,7 +75,7 @@ class Trainer:
         """Train to the end of the plan, an early stop or a signal: (where it started, where it ended).
 
         Raises:
-            TrainingError: loss or gradients are not finite; nothing of that update was applied.
+            TrainingError: loss or gradients are not finite, and nothing of that update was applied; or weights are not.
             CheckpointError: a checkpoint can't be written, or none is whole.
         """
         accelerator, settings, total, progress = self.accelerator, self.settings, self.plan.total_updates, Progress()
@@ -117,9 +117,12 @@ class Trainer:
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 evaluated = self.evaluation_due(progress.update)
+                due = evaluated or self.stopped_by or progress.update % (settings.save_every_updates or total) == 0
+                if due:
+                    self._check_weights(progress.update, loss, grad_norm)
                 if evaluated:
                     self._judge(model, progress, bar)
-                if evaluated or self.stopped_by or progress.update % (settings.save_every_updates or total) == 0:
+                if due:
                     self._save(model, optimizer, progress)
                 if self.stopped_by or progress.stopped_early:
                     break
@@ -186,8 +189,21 @@ class Trainer:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             bar.write(f"update {progress.update}/{self.plan.total_updates}: valid {shown}")
 
+    def _check_weights(self, update: int, loss: float, grad_norm: float) -> None:
+        """No checkpoint is made of weights that are not finite, also where no loss depends on them.
+
+        Raises:
+            TrainingError: names one of them.
+        """
+        if (name := not_finite(self.model)) is not None:
+            raise TrainingError(
+                f"{name} is not finite after update {update}; no checkpoint is made of it. "
+                f"That update's training rows are in {self._save_rows(update - 1, loss, grad_norm)}.",
+                "Go on from the last checkpoint with --resume, or start a new run with a lower train.lr.",
+            )
+
     def _save_rows(self, number: int, loss: float, grad_norm: float) -> Path:
-        """nonfinite.json of an update that was not applied: its rows over all processes, as the data names them."""
+        """nonfinite.json of an update that was not applied or kept: its rows over all processes, as they are named."""
         path = self.checkpoints.folder.parent / "nonfinite.json"
         if self.accelerator.is_main_process:
             rows, ids = [key.index for key in next(self.plan.updates(number))], self.task.data.splits["train"]["id"]

@@ -221,6 +221,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_applied(tmp_path: 
     assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_weight_that_is_not_finite_gets_into_no_checkpoint(tmp_path: Path, value: float) -> None:
+    """One that no loss depends on: the row of a token that no text has."""
+    from finetune.errors import TrainingError
+
+    trainer = make_trainer(tmp_path, "train.max_updates=3", "train.save_every_updates=1", "train.keep_checkpoints=1")
+    vocabulary, after_step = trainer.model.get_input_embeddings().weight, trainer.adapter.after_step
+
+    def broken(model: torch.nn.Module, update: int) -> None:
+        after_step(model, update)
+        if update == 2:
+            with torch.no_grad():
+                vocabulary[5, 0] = value  # an unused one
+
+    object.__setattr__(trainer.adapter, "after_step", broken)
+    with pytest.raises(TrainingError, match=r"word_embeddings\.weight is not finite after update 2"):
+        trainer.fit()
+    rows = [key.index for key in list(trainer.plan.updates())[1]]
+    assert json.loads((tmp_path / "nonfinite.json").read_text())["rows"] == rows
+    assert trainer.checkpoints.updates() == [1]
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.checkpoints.read(1)[0].tensors["model"].values())
+
+
 def test_every_row_is_predicted_once_in_its_own_place(tmp_path: Path) -> None:
     from finetune.evaluation.predict import predict_rows
 
@@ -247,10 +270,18 @@ def test_activation_checkpointing_changes_no_number(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # beside another on two cores
 def test_loader_workers_change_no_number(tmp_path: Path) -> None:
-    settings = ("model.dropout=0.2", "train.max_updates=4", "train.micro_batch_size=3")
-    make_trainer(tmp_path / "inside", *settings).fit()
+    settings = ("model.dropout=0.2", "train.max_updates=4", "train.micro_batch_size=3", "adapter=frozen")
+    settings += ("train.save_every_updates=1", "train.keep_checkpoints=9")
+    inside = make_trainer(tmp_path / "inside", *settings)
+    inside.fit()
     make_trainer(tmp_path / "beside", *settings, "train.workers=2").fit()
     assert losses(tmp_path / "beside") == losses(tmp_path / "inside")
+    resumed = make_trainer(tmp_path / "resumed", *settings, "train.workers=2")
+    shutil.copytree(inside.checkpoints.path(2), resumed.checkpoints.path(2))
+    shutil.copy(tmp_path / "inside" / "history.jsonl", tmp_path / "resumed")
+    resumed.fit(resume=True)
+    assert largest_difference(resumed.model, inside.model) == 0.0
+    assert (tmp_path / "resumed" / "history.jsonl").read_bytes() == (tmp_path / "inside/history.jsonl").read_bytes()
 
 
 def test_a_frozen_encoder_stays_as_it_was(tmp_path: Path) -> None:
