@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from finetune import __version__
+from finetune.credentials import Parser, masked
 from finetune.errors import FinetuneError
 
 _ABOUT = """\
@@ -23,6 +24,7 @@ Fine-tune pretrained models with results that are proven and runs that are exact
 _REFUSED_BY_THE_SYSTEM = {
     errno.ENOSPC: "Make room on that disk and run it again.",
     errno.EDQUOT: "Make room within your quota and run it again.",
+    errno.EIO: "The disk is failing: look at the system's log, and name a folder on another one.",
     errno.EROFS: "Name a folder on a disk that can be written.",
     errno.EACCES: "Name a file or folder that you may use, or change its rights.",
     errno.EPERM: "Name a file or folder that you may use, or change its rights.",
@@ -50,7 +52,7 @@ def main(argv: Sequence[str], launched: bool = False) -> int:
     except FinetuneError as error:
         # Every process meets the same mistake; one of them says so.
         if os.environ.get("RANK", "0") == "0":
-            print(f"finetune: {type(error).__name__}: {error}", file=sys.stderr)
+            print(masked(f"finetune: {type(error).__name__}: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         # While training the loop handles it and the run can be resumed; here nothing was begun that could be lost.
@@ -65,7 +67,8 @@ def main(argv: Sequence[str], launched: bool = False) -> int:
         if error.errno not in _REFUSED_BY_THE_SYSTEM:
             raise
         where = f": {error.filename}" if error.filename else ""
-        print(f"finetune: {error.strerror}{where}\n  {_REFUSED_BY_THE_SYSTEM[error.errno]}", file=sys.stderr)
+        fix = _REFUSED_BY_THE_SYSTEM[error.errno]
+        print(masked(f"finetune: {error.strerror}{where}\n  {fix}"), file=sys.stderr)
         return FinetuneError.exit_code
 
 
@@ -87,7 +90,7 @@ def command_parser() -> argparse.ArgumentParser:
         verify,
     )
 
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="finetune", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"finetune {__version__}")

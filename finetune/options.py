@@ -33,6 +33,8 @@ def resolve(options: RunOptions) -> LoadedRecipe:
     Raises:
         ConfigError: a recipe, key or value that does not exist.
     """
+    from finetune.config import flattened
+    from finetune.credentials import refuse_credentials
     from finetune.recipe import apply_resolved, load_recipe, override
 
     name, record = options.recipe, None
@@ -50,6 +52,8 @@ def resolve(options: RunOptions) -> LoadedRecipe:
     # The adapter first, so that --set adapter.rank=4 finds the adapter that --adapter put there.
     override(loaded, [f"{key}={value}" for key, value in flags.items() if value is not None])
     override(loaded, options.overrides)
+    given = {"--set" if flag == "overrides" else f"--{flag}": value for flag, value in vars(options).items()}
+    refuse_credentials(given | flattened(loaded.resolved()))
     return loaded
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from finetune.credentials import Parser
+
 _ABOUT = """\
 Fine-tune with a recipe: load data and model, measure the baselines, train, export the best checkpoint, judge it on
 the test rows, and leave a folder with everything that is needed to use the model and to defend the result.
@@ -46,7 +48,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def launch_parser() -> argparse.ArgumentParser:
     """The parser of `accelerate launch finetune/run.py`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="accelerate launch finetune/run.py",
         description=_ABOUT,
         epilog=_EXAMPLES.format(
