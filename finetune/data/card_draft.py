@@ -15,6 +15,7 @@ from finetune.config import DataSettings
 from finetune.data.cache import whole_file
 from finetune.data.card import CardBlock, card_names, load_card
 from finetune.data.checks import Measured, measure
+from finetune.data.personal import redactions
 from finetune.data.plan import DataPlan, make_plan
 from finetune.data.problems import Problems
 from finetune.data.staging import stage
@@ -144,6 +145,7 @@ def _prose(plan: DataPlan, measured: Measured, licence: str) -> str:
         how = "Rows are passages of running text, and splits are whole stretches of it: train, then valid, then test."
     total, classes = sum(measured.rows.values()), len(measured.label_counts)
     use = f"Text classification into {classes} classes" if classes else "Language modelling"
+    personal = redactions(plan.files) or ("Nobody has taken personal data out of it by `finetune data check --redact`",)
     who, does = ("who labelled them, ", "repeats these labels on") if classes else ("", "goes on with")
     return f"""# {plan.name}
 
@@ -163,4 +165,7 @@ score on this data says how well a model {does} texts like these, and nothing ab
 {measured.duplicates.normalised:,} rows repeat an earlier text (after normalising),
 {measured.duplicates.conflicting:,} rows have a text that also stands under another label, and
 {measured.leaks["test"]:,} test rows have the text of a row in train or valid.
+
+## Personal data
+{" ".join(f"{line}." for line in personal)}
 """

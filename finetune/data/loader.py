@@ -31,6 +31,7 @@ from finetune.data import (
 from finetune.data.cache import cache_folder, disk_errors, say, turn
 from finetune.data.card import DataCard
 from finetune.data.file_kinds import kind_of, refuse_binary
+from finetune.data.personal import redactions
 from finetune.data.plan import DataPlan, make_plan
 from finetune.data.problems import Problems
 from finetune.data.splits import SPLITS
@@ -78,7 +79,8 @@ def load_data(settings: DataSettings, roles: Mapping[str, str | None], *, scores
         SourceError: it can't be fetched, or the cache folder can't be written.
         ConfigError: a setting contradicts the source.
     """
-    plan = replace(make_plan(settings, roles), scores=scores)
+    plan = make_plan(settings, roles)
+    plan = replace(plan, scores=scores, notes=plan.notes + redactions(plan.files))
     for _, path in plan.files:
         refuse_binary(path, plan.format.kind or kind_of(path))
     key = _key(plan)

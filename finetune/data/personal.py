@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.credentials import KEYS
 from finetune.data.columns import LABEL
 from finetune.data.file_kinds import kind_of
 from finetune.data.plan import DataPlan
@@ -22,7 +23,7 @@ from finetune.data.problems import Problems
 from finetune.data.readers import MISSING
 from finetune.data.tables import Tables, columns_of, open_tables
 from finetune.errors import ConfigError, DataError
-from finetune.files import whole_file
+from finetune.files import sha256_file, whole_file, write_json
 
 FIRST = 3
 
@@ -68,16 +69,7 @@ class Kind:
 
 # In this order: a find of one is not looked at again, so a card number is no phone number.
 KINDS = (
-    Kind(
-        "key",
-        re.compile(
-            r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----)?"
-            r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[0-9A-Za-z]{36,}|\bhf_[0-9A-Za-z]{30,}"
-            r"|\bsk-[0-9A-Za-z_-]{20,}|\bxox[abprs]-[0-9A-Za-z-]{10,}|\bAIza[0-9A-Za-z_-]{35}"
-            r"|\beyJ[0-9A-Za-z_-]{10,}\.eyJ[0-9A-Za-z_-]{10,}\.[0-9A-Za-z_-]{10,}",
-            re.DOTALL,
-        ),
-    ),
+    Kind("key", KEYS),
     Kind("e-mail", re.compile(r"(?<![\w.+-])[\w+-]+(?:\.[\w+-]+)*@(?:[\w-]+\.)+[A-Za-z]{2,24}(?![\w-])")),
     Kind("IBAN", re.compile(r"\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?\b"), _iban),
     Kind("payment card", re.compile(r"(?<![\d.+-])\d(?:[ -]?\d){12,18}(?![\d-])"), _luhn),
@@ -138,7 +130,8 @@ def find_personal(plan: DataPlan, out: Path | None = None) -> Personal:
     """Look through every text of every column but the label's; with `out`, write the rows without what was found.
 
     Args:
-        out: a new .jsonl file, or a new folder of one a split where the data has several files.
+        out: a new .jsonl file, or a new folder of one a split where the data has several files. What was done is kept
+            beside each, for the notes of runs and cards.
 
     Raises:
         ConfigError: `out` exists, or is not what is needed.
@@ -159,10 +152,39 @@ def find_personal(plan: DataPlan, out: Path | None = None) -> Personal:
         else:
             path = out if len(tables) == 1 else out / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
+            before = dict(found.counts)
             with whole_file(path) as file:
                 for row in _rows(table, label, found):
                     file.write((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode())
+            replaced = {kind: count - before.get(kind, 0) for kind, count in found.counts.items()}
+            write_json(_said_of(path), {"sha256": sha256_file(path), "replaced": replaced})
     return found
+
+
+def redactions(files: Sequence[tuple[str, Path]]) -> tuple[str, ...]:
+    """What is to be said of files that `--redact` wrote, by the files beside them; nothing of one changed since."""
+    notes = []
+    for _, path in files:
+        try:
+            said = json.loads(_said_of(path).read_text("utf-8"))
+            counts = {str(kind): int(count) for kind, count in said["replaced"].items() if int(count)}
+            same = said["sha256"] == sha256_file(path)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue  # none, or nobody's who would know
+        if same:
+            kinds = ", ".join(dict.fromkeys(kind.name for kind in KINDS))
+            notes.append(
+                f"{path.name}: personal data that has a form ({kinds}) was looked for and taken out of this copy "
+                f"(finetune data check --pii --redact): {_listed(counts) or 'none was there'}"
+            )
+        else:
+            notes.append(f"{path.name} was changed after personal data had been taken out of it")
+    return tuple(notes)
+
+
+def _said_of(path: Path) -> Path:
+    # Hidden, so that a folder of data is read without it.
+    return path.with_name(f".{path.name}.redacted.json")
 
 
 def _refuse(out: Path, tables: Tables) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main
+from finetune.config import TextClassificationData
+from finetune.data.loader import load_data
 from finetune.data.personal import redacted
 
 pytestmark = pytest.mark.unit
@@ -75,6 +77,34 @@ def test_counts_places_and_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["data", "check", str(path), "--pii", "--redact", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert "none that has a form" in _checked(out, capsys)
+
+
+def test_runs_and_cards_say_what_was_taken_out_of_their_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    path, out = tmp_path / "rows.csv", tmp_path / "clean.jsonl"
+    rows = [f"film number {number} was {label} says jane@example.org,{label}" for number in range(40) for label in "ab"]
+    path.write_text("text,label\n" + "".join(f"{row}\n" for row in rows))
+
+    def notes(source: Path) -> str:
+        settings = TextClassificationData(source=str(source))
+        return " ".join(load_data(settings, {"text": "text", "label": "label"}).notes)
+
+    def card(source: Path) -> str:
+        assert main(["data", "card", str(source)]) == 0
+        return capsys.readouterr().out.split("## Personal data")[1]
+
+    assert "personal" not in notes(path)
+    assert "Nobody has taken personal data out of it" in card(path)
+    main(["data", "check", str(path), "--pii", "--redact", str(out)])
+    capsys.readouterr()
+    said = "taken out of this copy (finetune data check --pii --redact): 80 x e-mail"
+    assert said in notes(out)
+    assert said in card(out)
+    out.write_text(out.read_text() + '{"text": "call joe@example.org", "label": "a"}\n')
+    assert "changed after personal data had been taken out" in notes(out)
+    assert "taken out of this copy" not in notes(out) + card(out)
 
 
 def _checked(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
