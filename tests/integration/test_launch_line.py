@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -176,13 +179,11 @@ def test_predict_text_and_file(finished: Path, reviews: Path, tmp_path: Path) ->
 
 
 def test_predict_refuses_labels_that_are_not_the_records(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     run = tmp_path / "changed"
     shutil.copytree(finished, run, ignore=shutil.ignore_patterns("checkpoints"))
-    config = json.loads((run / "model" / "config.json").read_text())
-    config["id2label"] = {"0": "positive", "1": "negative"}
-    (run / "model" / "config.json").write_text(json.dumps(config))
+    record = record_of(run)
+    record["data"]["labels"].reverse()
+    (run / "run.json").write_text(json.dumps(record))
     done = finetune("predict", run, "--text", "Fine.")
     assert done.returncode == 2
     assert "config.json has the labels" in done.stderr
@@ -258,6 +259,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     while time.monotonic() < deadline and process.running():
         if (run / "history.jsonl").exists() and len(losses(run)) >= 3:
             os.kill(process.pid, number)
+            time.sleep(0.02)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)  # whoever is impatient does no harm
             break
         time.sleep(0.02)
     done = process.wait()
@@ -316,6 +320,20 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
+def test_a_disk_that_is_too_small_is_noticed_before_training(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from finetune.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(total=1, used=0, free=10**7))
+    settings = ["--set", "train.threads=1", "--set", "train.reuse_memory=false"]
+    assert main(["run", "bert_cls", "--data", str(reviews), *settings]) == 2
+    assert "and 0.01 GB are free" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -357,8 +375,6 @@ def test_a_refused_launch_line_prints_one_message_and_leaves_nothing(tmp_path: P
 
 def test_a_model_of_another_kind_is_refused(finished: Path, tmp_path: Path) -> None:
     """A folder whose weights lack the encoder must not become random numbers in silence."""
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "broken"

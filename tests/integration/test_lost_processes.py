@@ -64,7 +64,7 @@ def started(
 
 
 def workers(run: Path) -> list[psutil.Process]:
-    """The training processes of a run, in the order of their ranks."""
+    """The training processes of a run, in the order of their ranks; the launcher is none."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -72,6 +72,12 @@ def workers(run: Path) -> list[psutil.Process]:
             if str(run) in command and "accelerate" not in "".join(command[:3]):
                 found.append((int(process.environ().get("RANK", "0")), process.pid, process))
     return [process for _, _, process in sorted(found, key=lambda entry: entry[:2])]
+
+
+def listening(processes: Sequence[psutil.Process]) -> set[str]:
+    """The addresses that processes listen on."""
+    connections = [some for process in processes for some in process.net_connections("inet")]
+    return {some.laddr.ip for some in connections if some.status == psutil.CONN_LISTEN}
 
 
 def until(condition: Any, seconds: float) -> float:
@@ -124,6 +130,7 @@ def test_one_is_killed_or_stopped(
     run = tmp_path / "run"
     with started(two(), "bert_cls", reviews, run) as process:
         until(lambda: updates(run) >= 2, 60)
+        assert listening(workers(run)) == {"127.0.0.1"}
         os.kill(workers(run)[1].pid, blow)
         until(lambda: not workers(run), seconds)
         output = process.communicate(timeout=40)[0]

@@ -31,6 +31,7 @@ import json, re, resource, sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from finetune.evaluation.predict import predict_rows
 from tests.matrix.roles import fork_all, make_trainer
@@ -75,7 +76,25 @@ def judge(name, limited=None):
     np.save(work / name / "outputs.npy", outputs)
 
 
+def judge_by_two(name):
+    # The first process has no memory for more than 8 rows, which it notices in the forward pass; the second has.
+    trainer = make_trainer("bert_cls", [*SETTINGS, "model.dropout=0"], work / name)
+    task, rank = trainer.task, trainer.accelerator.process_index
+    model = trainer.gradients.prepare(trainer.model)
+    assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
+
+    def no_room(module, args, inputs):
+        if rank == 0 and len(inputs["input_ids"]) > 8:
+            raise torch.OutOfMemoryError("no memory")
+
+    trainer.model.register_forward_pre_hook(no_room, with_kwargs=True)
+    for attempt in ("first", "second"):  # the second as well: the processes are still in step
+        outputs = predict_rows(model, task.rows["train"], task.collate, task.outputs, trainer.accelerator, attempt)
+        np.save(work / name / f"outputs-{attempt}-{rank}.npy", outputs)
+
+
 roles = {
+    "judged-by-two": (2, lambda: judge_by_two("judged-by-two")),
     "judged": (1, lambda: judge("judged")),
     "judged-short": (1, lambda: judge("judged-short", "judged")),
     "whole": (1, lambda: train("whole", 32)),
@@ -162,3 +181,13 @@ def test_an_evaluation_is_begun_again_in_halves(work: Path) -> None:
     assert "no memory was left" not in log(work, "judged")
     whole, short = (np.load(work / name / "outputs.npy") for name in ("judged", "judged-short"))
     assert np.abs(whole - short).max() < 1e-6
+
+
+def test_an_evaluation_by_two_is_begun_again_when_one_has_no_memory(work: Path) -> None:
+    assert ended(work)["judged-by-two"] == ""
+    alone = np.load(work / "judged" / "outputs.npy")
+    for attempt in ("first", "second"):
+        assert f"{attempt}: no memory was left for" in log(work, "judged-by-two")
+        for rank in (0, 1):
+            outputs = np.load(work / "judged-by-two" / f"outputs-{attempt}-{rank}.npy")
+            assert np.abs(outputs - alone).max() < 1e-6
