@@ -18,11 +18,17 @@ from pathlib import Path
 import pyarrow.csv
 import pyarrow.parquet
 import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
 
+from finetune.checkpoint import MANIFEST
 from finetune.cli import main
+from finetune.files import sha256_file
+from finetune.recipe import load_recipe, override, settings_of
 from finetune.recipe_files import recipes_folder
 from tests.integration.faults import stores
 from tests.integration.faults.records import Outcome, Records
+from tests.trainers import EXACT
 
 SLOWEST_S = 5.0
 COMMAND_SLOWEST_S = 30.0  # a process imports what the first needs; most of it is torch
@@ -55,8 +61,9 @@ def run(records: Records, total: int, commands: int, work: Path) -> None:
     """In this process; and some of the same cases as real commands."""
     samples = _samples(work)
     records.run("fuzz", total, lambda number: _case(number, records.seed, samples, work / "fuzz"))
-    step = max(1, total // max(1, commands))
-    records.run("fuzzed commands", commands, lambda k: _command(k * step, records.seed, samples, work / "fuzz"))
+    # At random: each n-th would be of one kind where n is a multiple of the kinds.
+    chosen = random.Random(f"commands {records.seed}").sample(range(total), commands)
+    records.run("fuzzed commands", commands, lambda k: _command(chosen[k], records.seed, samples, work / "fuzz"))
 
 
 def _samples(work: Path) -> dict[str, bytes]:
@@ -89,7 +96,42 @@ def _samples(work: Path) -> dict[str, bytes]:
         "md": f"{card}---\nA card.\n".encode(),
         "py": (recipes_folder() / "bert_cls.py").read_bytes(),
         "run.json": json.dumps(record).encode(),
+        **_images(),
+        **{f"checkpoint/{path.name}": path.read_bytes() for path in sorted((real / "update_00000004").iterdir())},
     }
+
+
+def _images() -> dict[str, bytes]:
+    """A handwritten digit, in the formats that `data check` meets."""
+    found = {}
+    for suffix in ("png", "jpeg", "gif"):
+        image, sink = Image.fromarray((load_digits().images[0] * 15).astype("uint8")).resize((32, 32)), io.BytesIO()
+        image.save(sink, suffix)
+        found[f"image/digit.{suffix}"] = sink.getvalue()
+    return found
+
+
+def _resumed(name: str, content: bytes, samples: dict[str, bytes], folder: Path, rng: random.Random) -> list[str]:
+    """A run to go on with from a checkpoint of which one file is broken; in half of the cases its hash is made right.
+
+    No training can begin: the record is that of another run than the checkpoint's.
+    """
+    checkpoint = folder / "run" / "checkpoints" / "update_00000004"
+    checkpoint.mkdir(parents=True)
+    for file, whole in samples.items():
+        if file.startswith("checkpoint/"):
+            (checkpoint / Path(file).name).write_bytes(whole)
+    broken = checkpoint / name
+    broken.write_bytes(content)
+    if rng.random() < 0.5 and broken.name != MANIFEST:
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        manifest["sha256"][broken.name] = sha256_file(broken)
+        (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    loaded = load_recipe("bert_cls")
+    override(loaded, [*EXACT, f"data.source={folder.parent / 'real' / 'reviews.csv'}"])
+    record = json.loads(samples["run.json"]) | {"status": "interrupted", "config": loaded.resolved(), "command": ""}
+    (folder / "run" / "run.json").write_text(json.dumps(record))
+    return ["run", "--resume", "run"]
 
 
 def _case(number: int, seed: int, samples: dict[str, bytes], folder: Path) -> Outcome:
@@ -148,7 +190,8 @@ def _arguments(number: int, seed: int, samples: dict[str, bytes], folder: Path) 
     rng = random.Random(f"fuzz {seed} {number}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    kind = (*samples, "set", "set", "flags")[number % (len(samples) + 3)]
+    kinds = (*dict.fromkeys(name.partition("/")[0] for name in samples), "set", "set", "flags")
+    kind = kinds[number % len(kinds)]
     if kind == "set":
         keys = _setting_names()
         key = (
@@ -168,7 +211,16 @@ def _arguments(number: int, seed: int, samples: dict[str, bytes], folder: Path) 
         given = [rng.choice([*WORDS, *local]) for _ in range(rng.randrange(1, 6))]
         # Only what can't begin a long run: a resumed, missing run is refused first.
         return given if given[0] not in ("run", "plan", "verify") else [given[0], *given, "--resume", "nowhere"]
-    content = _broken(samples[kind], rng)
+    name = rng.choice([name for name in samples if name.partition("/")[0] == kind])
+    content = _broken(samples[name], rng)
+    if kind == "checkpoint":
+        return _resumed(Path(name).name, content, samples, folder, rng)
+    if kind == "image":
+        for place in range(20):
+            path = folder / "photos" / "ab"[place % 2] / f"{place}{Path(name).suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(samples[name] if place else content)
+        return ["data", "check", "photos"]
     if kind == "run.json":
         (folder / "run").mkdir()
         (folder / "run" / kind).write_bytes(content)
@@ -184,8 +236,6 @@ def _arguments(number: int, seed: int, samples: dict[str, bytes], folder: Path) 
 
 
 def _setting_names() -> list[str]:
-    from finetune.recipe import load_recipe, settings_of
-
     return [dotted for dotted, _, _ in settings_of(load_recipe("bert_cls").recipe)] + ["adapter", "train", ""]
 
 
