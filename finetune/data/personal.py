@@ -1,8 +1,9 @@
 """Personal data and secrets in texts: found by what can be checked, counted, and taken out of a copy.
 
-Regular expressions, with the checksum where a number has one. They find what has a form: e-mail addresses, phone
-numbers, payment cards (Luhn), IBANs (ISO 13616's remainder), IP addresses and well-known keys. They find no names,
-addresses or birthdays, and no number that is written in words or broken up; what they leave may still name a person.
+What has a form is found: e-mail addresses, phone numbers (libphonenumber where they name their country), payment cards
+and IBANs (python-stdnum: check digits, and each country's account numbers), IP addresses and well-known keys. No names,
+addresses or birthdays, and no number that is written in words or broken up; what is left may still name a person.
+Presidio would find names too, but asks the network for a list of domains and a model of a language for every text.
 """
 
 from __future__ import annotations
@@ -28,18 +29,17 @@ from finetune.files import sha256_file, whole_file, write_json
 FIRST = 3
 
 
-def _luhn(text: str) -> bool:
-    """Whether the last digit is the check digit of those before it (ISO/IEC 7812-1)."""
-    digits = [int(letter) for letter in reversed(text) if letter.isdigit()]
-    doubled = sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])
-    return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and (sum(digits[::2]) + doubled) % 10 == 0
+def _card(text: str) -> bool:
+    from stdnum import luhn
+
+    digits = "".join(letter for letter in text if letter.isdigit())
+    return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and bool(luhn.is_valid(digits))
 
 
 def _iban(text: str) -> bool:
-    """Whether the remainder by 97 is 1 (ISO 13616-1)."""
-    plain = re.sub(r"[ -]", "", text).upper()
-    moved = plain[4:] + plain[:4]
-    return 15 <= len(plain) <= 34 and int("".join(str(int(letter, 36)) for letter in moved)) % 97 == 1
+    from stdnum import iban
+
+    return bool(iban.is_valid(text))
 
 
 def _address(text: str) -> bool:
@@ -51,11 +51,18 @@ def _address(text: str) -> bool:
 
 
 def _phone(text: str) -> bool:
-    """Long enough and not a date, a year range or a version: with a +, a bracket, or at least three groups."""
+    """With a +, a number that its country could give; else long enough and not a date, a year range or a version."""
+    if text.startswith("+"):
+        import phonenumbers
+
+        try:
+            return bool(phonenumbers.is_possible_number(phonenumbers.parse(text, None)))
+        except phonenumbers.NumberParseException:
+            return False
     digits = sum(letter.isdigit() for letter in text)
     if re.fullmatch(r"\d{4}[-./ ]\d{1,2}[-./ ]\d{1,2}|\d{1,2}[-./ ]\d{1,2}[-./ ]\d{4}", text):
         return False
-    return 9 <= digits <= 15 or (digits >= 7 and text.startswith("+"))
+    return 9 <= digits <= 15
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ KINDS = (
     Kind("key", KEYS),
     Kind("e-mail", re.compile(r"(?<![\w.+-])[\w+-]+(?:\.[\w+-]+)*@(?:[\w-]+\.)+[A-Za-z]{2,24}(?![\w-])")),
     Kind("IBAN", re.compile(r"\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?\b"), _iban),
-    Kind("payment card", re.compile(r"(?<![\d.+-])\d(?:[ -]?\d){12,18}(?![\d-])"), _luhn),
+    Kind("payment card", re.compile(r"(?<![\d.+-])\d(?:[ -]?\d){12,18}(?![\d-])"), _card),
     Kind("IP address", re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)"), _address),
     Kind("IP address", re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{0,4}(?![\w:])"), _address),
     Kind(
@@ -82,7 +89,7 @@ KINDS = (
         ),
         _phone,
     ),
-    Kind("phone number", re.compile(r"(?<![\w.])\+\d{7,15}(?!\w)")),
+    Kind("phone number", re.compile(r"(?<![\w.])\+\d{7,15}(?!\w)"), _phone),
 )
 
 
