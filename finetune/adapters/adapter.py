@@ -69,6 +69,10 @@ class Adapter(Section):
         Raises:
             ConfigError: names the setting.
         """
+        if self.head_lr_ratio != 1.0 and not task.head_modules:
+            raise ConfigError(
+                "adapter.head_lr_ratio is ignored: this recipe's model has no head of its own.", "Leave it out."
+            )
 
     def wrap(self, model: torch.nn.Module, task: Task, total_updates: int) -> torch.nn.Module:
         """The model to train; parameters that stay as they are have requires_grad False."""

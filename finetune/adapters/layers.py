@@ -27,6 +27,7 @@ class Layers(Adapter):
     top down, each time so many updates have passed; embeddings last."""
 
     def check(self, task: Task, total_updates: int) -> None:
+        super().check(task, total_updates)
         _, layers = layer_depths(task.model)
         if self.freeze_below is not None and self.freeze_below > layers:
             raise ConfigError(
@@ -103,6 +104,7 @@ class BitFit(Adapter):
     name: Literal["bitfit"] = "bitfit"
 
     def check(self, task: Task, total_updates: int) -> None:
+        super().check(task, total_updates)
         if not any(_is_bias(name) for name, _ in task.model.named_parameters()):
             raise ConfigError("adapter=bitfit finds no biases: this model has none.", "Use adapter=lora.")
 

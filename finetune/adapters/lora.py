@@ -61,6 +61,8 @@ class LoRA(PeftAdapter):
         for name, module in modules.items():
             rank = pattern_value(self.rank_pattern, name, self.rank)
             check_rank({name: module}, rank, "adapter.rank" if rank == self.rank else "adapter.rank_pattern")
+            if self.dropout and kind(module) == "Embedding":
+                raise ConfigError(f"adapter.dropout is ignored by {name}, an Embedding.", "Leave one of them out.")
             groups = getattr(module, "groups", 1)
             if rank % groups:
                 raise ConfigError(

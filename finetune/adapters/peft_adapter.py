@@ -78,6 +78,7 @@ class PeftAdapter(Adapter):
         return list(dict.fromkeys(found))
 
     def check(self, task: Task, total_updates: int) -> None:
+        super().check(task, total_updates)
         with quiet():
             self.peft_config(task.model, task, total_updates)
         self.trained_modules(task.model, task)

@@ -67,6 +67,7 @@ def task() -> Any:
         (LoRA(rank_pattern={"query": 20}), r"adapter\.rank_pattern=20 is above the rank"),
         (LoRA(rank_pattern={"quary": 4}), r"adapter\.rank_pattern has 'quary'"),
         (LoRA(alpha_pattern={"(": 4}), r"adapter\.alpha_pattern has '\(', which is no regular expression"),
+        (LoRA(dropout=0.1, targets=["query", "word_embeddings"]), r"dropout is ignored by .*word_embeddings, an Em"),
         (LoRA(init="pissa", targets=["word_embeddings"]), r"adapter\.init=pissa can't start .*an? Embedding"),
         (LoRA(quantize="nf4", targets=["word_embeddings"]), r"adapter\.quantize=nf4 can't hold .*, an? Embedding"),
         (LoRA(quantize="nf4", dora=True, targets=["dense"]), r"quantize=nf4 does not go with adapter\.dora=true"),
@@ -97,6 +98,31 @@ def task() -> Any:
     ],
 )
 def test_what_a_model_or_plan_cant_have_is_refused(task: Any, adapter: Adapter, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        adapter.check(task, 100)
+
+
+def gpt2() -> torch.nn.Module:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=8, n_layer=2, n_head=2, n_positions=8))
+
+
+def without_biases() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 2, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("make", "adapter", "says"),
+    [
+        (without_biases, BitFit(), r"finds no biases"),
+        (without_biases, Layers(lr_decay=0.9), r"Sequential has no list of layers"),
+        (without_biases, Frozen(), r"has no head to train"),
+        (without_biases, IA3(), r"which modules \(IA\)\^3 scales in a Sequential is not known"),
+        *((gpt2, kind(head_lr_ratio=2.0), r"head_lr_ratio is ignored") for kind in (Full, LoRA, AdaLoRA, IA3, BitFit)),
+        (gpt2, Layers(lr_decay=0.9, head_lr_ratio=2.0), r"head_lr_ratio is ignored"),
+    ],
+)
+def test_what_is_not_for_every_model_is_refused(make: Any, adapter: Adapter, says: str) -> None:
+    task = task_of(make(), head_modules=[])
     with pytest.raises(ConfigError, match=says):
         adapter.check(task, 100)
 
@@ -181,7 +207,7 @@ def test_targets_by_name_end_regex_and_all(task: Any) -> None:
 
 
 def test_all_linear_leaves_a_language_models_output_alone() -> None:
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=8, n_layer=2, n_head=2, n_positions=8))
+    model = gpt2()
     found = find_targets(
         model, ["all-linear"], task_of(model, head_modules=[]), ("Linear", "Conv1D"), "adapter.targets"
     )
@@ -228,6 +254,76 @@ def test_the_rates_reach_the_optimizer() -> None:
     decays = {names[id(some)]: group["weight_decay"] for group in optimizer.param_groups for some in group["params"]}
     assert decays["bert.encoder.layer.0.attention.self.query.weight"] == 0.01
     assert decays["bert.encoder.layer.0.attention.self.query.bias"] == 0.0
+
+
+def query_of(adapter: Adapter) -> tuple[Any, torch.Tensor]:
+    """The layer that an adapter made of a BERT's first query, and the weight that was there before."""
+    torch.manual_seed(0)
+    model: Any = bert()
+    weight = model.bert.encoder.layer[0].attention.self.query.weight.detach().clone()
+    wrapped: Any = adapter.wrap(model, task_of(model), 100)
+    return wrapped.base_model.model.bert.encoder.layer[0].attention.self.query, weight
+
+
+def test_rank_alpha_dropout_and_patterns_reach_the_layers() -> None:
+    settings: dict[str, Any] = {"rank": 4, "alpha": 6, "dropout": 0.3, "targets": ["query", "value"]}
+    for own, rank, scale in (
+        ({}, 4, 6 / 4),
+        ({"rslora": True}, 4, 6 / 2),
+        ({"rank_pattern": {"query": 2}}, 2, 6 / 2),
+        ({"alpha_pattern": {"query": 10}}, 4, 10 / 4),
+        ({"rank_pattern": {"value": 2}, "alpha_pattern": {"value": 3}}, 4, 6 / 4),
+    ):
+        layer, _ = query_of(LoRA(**settings, **own))
+        assert layer.lora_A["default"].weight.shape == (rank, WIDTH)
+        assert layer.scaling["default"] == pytest.approx(scale)
+        assert layer.lora_dropout["default"].p == 0.3
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_pissa_and_olora_take_their_directions_out_of_the_weight(init: Any) -> None:
+    layer, weight = query_of(LoRA(rank=4, alpha=4, init=init, targets=["query"]))
+    update = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    if init == "pissa":
+        u, s, v = torch.linalg.svd(weight)
+        expected = u[:, :4] * s[:4] @ v[:4]
+    else:
+        q, r = torch.linalg.qr(weight)
+        expected = q[:, :4] @ r[:4]
+    assert torch.allclose(update, expected, atol=1e-6)
+    assert torch.allclose(layer.base_layer.weight + update, weight, atol=1e-6)
+
+
+def test_a_gaussian_start_is_no_uniform_one() -> None:
+    bound = 1 / WIDTH**0.5  # of Kaiming's uniform start
+    largest = {
+        init: query_of(LoRA(rank=4, init=init))[0].lora_A["default"].weight.abs().max().item()
+        for init in ("default", "gaussian")
+    }
+    assert largest["default"] <= bound < largest["gaussian"]
+
+
+def test_adaloras_settings_reach_its_configuration(task: Any) -> None:
+    adapter = AdaLoRA(
+        target_r=3, init_r=5, alpha=7, dropout=0.2, warmup_share=0.2, final_share=0.4, allocate_every=6, beta1=0.7,
+        beta2=0.6, orthogonality=0.1,
+    )  # fmt: skip
+    config = adapter.peft_config(task.model, task, 100)
+    found = (config.target_r, config.init_r, config.lora_alpha, config.lora_dropout, config.tinit, config.tfinal)
+    assert found == (3, 5, 7, 0.2, 20, 40)
+    assert (config.deltaT, config.beta1, config.beta2, config.total_step) == (6, 0.7, 0.6, 100)
+    assert config.orth_reg_weight == 0.1
+
+
+def test_virtual_tokens_start_in_the_vocabulary_or_at_random() -> None:
+    for init in ("vocabulary", "random"):
+        model: Any = gpt2()
+        words = {tuple(row) for row in model.transformer.wte.weight.tolist()}
+        task = task_of(model, kind="text-generation", head_modules=[])
+        wrapped: Any = PromptTuning(tokens=3, init=init).wrap(model, task, 10)
+        rows = wrapped.prompt_encoder["default"].embedding.weight.tolist()
+        assert len(rows) == 3
+        assert all((tuple(row) in words) == (init == "vocabulary") for row in rows)
 
 
 def test_factors_and_magnitudes_are_not_decayed(task: Any) -> None:
