@@ -84,6 +84,8 @@ def test_a_folder_with_lora_whose_adapter_holds_the_statistics(folder: Path, tmp
     assert record["data"]["labels"] == [f"digit {number}" for number in range(10)]
     assert record["model"]["trainable"] < record["model"]["parameters"] / 2
     assert {name: part["flips"] for name, part in record["export_check"]["parts"].items()} == {"adapter": 0, "model": 0}
+    for name in ("adapter", "model"):
+        assert f"{name}/ loaded back: logits differ by at most" in done.stdout
     adapter = load_file(run / "adapter" / "adapter_model.safetensors")
     means = [tensor for name, tensor in adapter.items() if name.endswith("running_mean")]
     base = load_file(ROOT / "finetune/pretrained/letters_resnet/model.safetensors")
@@ -103,6 +105,8 @@ def test_adalora_prunes_convolutions(folder: Path, tmp_path: Path) -> None:
     summary = json.loads((run / "run.json").read_text())["adapter_summary"]
     assert sum(summary["ranks"].values()) <= summary["budget"]
     assert len(set(summary["ranks"].values())) > 1
+    table = done.stdout.partition("ranks that AdaLoRA left\n")[2]
+    assert f"{sum(summary['ranks'].values())} ranks in {len(summary['ranks'])} matrices" in table
 
 
 @pytest.mark.skipif("FINETUNE_DATA" not in os.environ, reason="FINETUNE_DATA names no folder with benchmark data")
