@@ -71,4 +71,6 @@ class Augmentation(Section):
 class ImageObjective(ClassificationObjective):
     """The classification loss, and the augmentation of training images."""
 
+    best_metric: Literal["accuracy"] = "accuracy"
+    """What the kept checkpoint is best at, on the validation rows."""
     augment: Augmentation = Field(default_factory=Augmentation)

@@ -12,8 +12,10 @@ from finetune.data.image_loader import Resizing, load_images
 from finetune.data.images import ImageRows
 from finetune.data.letters import FONTS, LETTERS, LetterRows, render
 from finetune.data.updates import load_updates
+from finetune.errors import ConfigError
 from finetune.image_classification import AugmentedRows, image_size, normalised
 from finetune.image_settings import Augmentation, ImageData
+from finetune.recipe import load_recipe, override
 
 pytestmark = pytest.mark.unit
 EVERYTHING = Augmentation(
@@ -83,6 +85,27 @@ def test_without_augmentation_train_images_are_those_of_evaluation(digits: Image
         assert one["pixels"].equal(other["pixels"])
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["min_crop=0.3", "flip=true", "rotate=90", "shift=0.3", "zoom=0.5", "shear=60", "trivial=true"],
+)
+def test_each_way_to_vary_images_does(digits: ImageRows, setting: str) -> None:
+    keys = [RowKey(0, index) for index in range(30)]
+    loaded = load_recipe("resnet_img")
+    override(loaded, [f"objective.augment.{setting}"])
+    varied = AugmentedRows(digits, loaded.recipe.objective.augment, 32, 10, seed=0)
+    assert not varied.fixed
+    pairs = [
+        (one["pixels"], plain["pixels"])
+        for one, plain in zip(varied.__getitems__(keys), digits.__getitems__(keys), strict=True)
+    ]
+    changed = [(one, plain) for one, plain in pairs if not one.equal(plain)]
+    assert len(changed) >= 8
+    if setting == "flip=true":
+        assert len(changed) < 25
+        assert all(one.equal(plain.flip(-1)) for one, plain in changed)
+
+
 @pytest.mark.parametrize("way", ["mixup", "cutmix"])
 def test_targets_say_what_is_in_a_blended_image(digits: ImageRows, way: str) -> None:
     rows = AugmentedRows(digits, Augmentation(**{way: 1.0}), 32, 10, seed=0)
@@ -104,10 +127,13 @@ def test_targets_say_what_is_in_a_blended_image(digits: ImageRows, way: str) -> 
     assert np.std(shares) > 0.1
 
 
+def test_a_metric_that_resnet_img_does_not_keep_the_best_by_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"objective\.best_metric"):
+        override(load_recipe("resnet_img"), ["objective.best_metric=mcc"])
+
+
 def test_sizes_that_processors_state() -> None:
     from transformers import CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
-
-    from finetune.errors import ConfigError
 
     assert image_size(ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875), "x") == (256, 224)
     assert image_size(CLIPImageProcessor(size={"shortest_edge": 256}, crop_size=224), "x") == (256, 224)
