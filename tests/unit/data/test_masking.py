@@ -83,6 +83,18 @@ def test_whole_words_are_hidden_together() -> None:
     assert 290 <= asked.sum() <= 300
 
 
+def test_words_begin_at_a_space_sign_where_no_piece_is_marked_as_inside() -> None:
+    """RoBERTa's kind of tokenizer; a text's first word has no space before it."""
+    tokenizer = word_pieces(["Ġa", "b", "Ġc", "d"])
+    some = masking_rule(tokenizer, len(tokenizer), 0.5, True, 0)
+    assert np.flatnonzero(some.continues).tolist() == [6, 8]
+    ids = np.array([6, 8, 5, 6, 8, 7, 5, 8] * 20)
+    _, labels = mask(ids, some, numpy_generator(0, "test"))
+    words, asked = np.cumsum(~some.continues[ids]), labels != IGNORE
+    assert 0 < asked.sum() <= 80
+    assert all(len(np.unique(asked[words == word])) == 1 for word in np.unique(words))
+
+
 def test_a_text_of_one_token_has_one_target() -> None:
     _, labels = mask(np.array([5]), rule(True), numpy_generator(0, "test"))
     assert (labels != IGNORE).sum() == 1
