@@ -12,6 +12,7 @@ from sklearn.datasets import load_sample_images
 from transformers import AutoModelForImageClassification, pipeline
 
 from finetune.cifar_resnet import CIFAR10, cifar_resnet
+from finetune.data import image_conversion
 from finetune.data.batching import RowKey
 from finetune.data.image_conversion import efficientnet_lite0, resnet_config, resnet_state
 from finetune.data.image_decoding import decode, resized
@@ -39,6 +40,37 @@ def test_a_resnet_of_torchvision_is_the_same_function_in_transformers(name: str)
     images_B3HW = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         assert model.eval()(images_B3HW).logits.equal(original(images_B3HW))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "shorter"), [("resnet18", "DEFAULT", 256), ("resnet50", "IMAGENET1K_V2", 232)]
+)
+def test_torchvisions_weights_come_with_their_own_preprocessing_and_classes(
+    name: str, weights: str, shorter: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the name of the weights in torchvision's enum; only what is fetched is put in place, by other tensors."""
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    original = getattr(torchvision.models, name)(weights=None).eval()
+    entry = torchvision.models.get_model_weights(name)[weights]
+    fetched = []
+
+    def put(url: str) -> Path:
+        fetched.append(url)
+        torch.save(original.state_dict(), tmp_path / "weights.pth")
+        return tmp_path / "weights.pth"
+
+    monkeypatch.setattr(image_conversion, "_download", put)
+    files = resolve_image_model(ImageModelSettings(name=f"torchvision/{name}", weights=weights))
+    assert fetched == [entry.url]
+    assert entry.name in files.name
+    processor = load_processor(files)
+    assert image_size(processor, files.name) == (shorter, 224)
+    assert [*processor.image_mean, *processor.image_std] == [*entry.transforms().mean, *entry.transforms().std]
+    model = AutoModelForImageClassification.from_pretrained(files.path).eval()
+    assert [model.config.id2label[index] for index in range(1000)] == entry.meta["categories"]
+    state = model.state_dict()
+    assert all(state[name].equal(tensor) for name, tensor in resnet_state(original.state_dict()).items())
 
 
 def test_efficientnet_lite0_names_photographs_and_keeps_its_gates_open() -> None:

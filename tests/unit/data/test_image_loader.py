@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from finetune.data import image_cache
+from finetune.data import image_cache, image_sources
 from finetune.data.image_loader import Resizing, load_images
 from finetune.errors import ConfigError, DataError
 from finetune.image_settings import ImageData
@@ -105,6 +105,27 @@ def test_a_table_of_paths_and_one_with_the_images_inside(folder: Callable[..., P
     (root / "bad.csv").write_text("file,label\na/nothing.png,a\n")
     with pytest.raises(DataError, match=r"bad\.csv, line 2: there is no file"):
         load_images(ImageData(source=str(root / "bad.csv")), SMALL)
+
+
+def test_a_hub_set_of_images_at_its_revision(
+    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Parquet files, with the images inside and the splits in their names."""
+    files = sorted(folder().glob("*/*.png"))
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for number, split in enumerate(("train", "validation", "test")):
+        some = files[number::3]
+        table = {
+            "image": [{"bytes": file.read_bytes(), "path": None} for file in some],
+            "label": [file.parent.name for file in some],
+        }
+        pq.write_table(pa.table(table), tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+    asked = []
+    monkeypatch.setattr(image_sources, "hub_data_files", lambda *given: asked.append(given) or tmp_path / "hub")
+    data, rows = load_images(ImageData(source="someone/digits", revision="abc"), SMALL)
+    assert asked == [("someone/digits", "abc")]
+    assert {split: len(some) for split, some in rows.items()} == {"train": 40, "valid": 40, "test": 40}
+    assert data.labels == ("a", "b", "c")
 
 
 def test_broken_images_are_refused_or_left_out_aloud(folder: Callable[..., Path]) -> None:
