@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,17 @@ def test_every_packaged_recipe_loads_and_has_a_summary() -> None:
         loaded = load_recipe(name)
         assert loaded.summary.endswith(".")
         assert loaded.resolved()["train"]["seed"] == 0
+
+
+def test_every_packaged_recipe_is_short_and_says_what_to_expect() -> None:
+    """Its line, how long it takes on what, and the metric that comes out."""
+    for name in recipe_names():
+        source = recipe_path(name).read_text("utf-8")
+        said = ast.get_docstring(ast.parse(source)) or ""
+        assert len(source.splitlines()) <= 105, name
+        line = rf"^ +accelerate launch finetune/run\.py --recipe {name}\b"
+        for part in (line, r"^Time +\S.*\b(s|seconds|min)\b", r"^Expected +\S.*\d", r"\bcores?\b"):
+            assert re.search(part, said, re.MULTILINE), (name, part)
 
 
 def test_the_hash_is_of_the_source_alone_and_of_every_base(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
