@@ -297,7 +297,7 @@ def test_pissa_and_olora_take_their_directions_out_of_the_weight(init: Any) -> N
 def test_a_gaussian_start_is_no_uniform_one() -> None:
     bound = 1 / WIDTH**0.5  # of Kaiming's uniform start
     largest = {
-        init: query_of(LoRA(rank=4, init=init))[0].lora_A["default"].weight.abs().max().item()
+        init: query_of(LoRA(rank=4, init=init))[0].lora_A["default"].weight.detach().abs().max().item()
         for init in ("default", "gaussian")
     }
     assert largest["default"] <= bound < largest["gaussian"]
