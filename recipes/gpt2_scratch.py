@@ -13,6 +13,7 @@ Expected  test loss 1.90 ± 0.01 on tinyshakespeare's last tenth (seeds 0 to 2);
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -22,14 +23,8 @@ from finetune.data.byte_pairs import learnt_tokenizer
 from finetune.data.loader import load_data
 from finetune.evaluation.language import LanguageModelJudge
 from finetune.language_modeling import (
-    before_training,
-    document_notes,
-    losses_by_position,
-    pack_splits,
-    probe_logits,
-    sampler,
-    save_language_model,
-)
+    before_training, document_notes, losses_by_position, pack_splits, probe_logits, sampler, save_language_model,
+)  # fmt: skip
 from finetune.language_settings import LanguageModelObjective, PlainTextData
 from finetune.models import random_weights, set_dropout
 from finetune.objectives import next_token_count, token_losses
@@ -41,6 +36,8 @@ SHAKESPEARE = Path(os.environ.get("FINETUNE_DATA", "")) / "tinyshakespeare" / "i
 
 
 class ScratchModel(ModelSettings):
+    name: Literal["gpt2"] = "gpt2"
+    revision: None = None
     layers: int = 4
     heads: int = 4
     width: int = 128
@@ -53,7 +50,7 @@ def config() -> Recipe:
     if SHAKESPEARE.is_file():
         data.source, data.test_share, data.valid_share = str(SHAKESPEARE), 0.1, 0.01  # test is nanoGPT's val.bin
     return Recipe(
-        model=ScratchModel(name="gpt2", dropout=0.0),
+        model=ScratchModel(dropout=0.0),
         data=data,
         objective=LanguageModelObjective(prompts=["The king said", "What is"], sample_tokens=300),
         train=TrainSettings(

@@ -52,10 +52,10 @@ def build(recipe: Recipe) -> Task:
     for key, value in recipe.data.model_dump().items():
         if value != getattr(config().data, key):
             raise ConfigError(f"data.{key}={value} is ignored: this recipe renders its own letters.", "Leave it out.")
-    if recipe.objective.baselines or recipe.objective.class_weights != "none" or recipe.model.name != "resnet":
-        raise ConfigError(
-            "model.name, objective.baselines and objective.class_weights are ignored by this recipe.", "Leave them out."
-        )
+    ignored = {"model": ("name", "revision"), "objective": ("baselines", "class_weights", "best_metric")}
+    for section, key in ((section, key) for section, keys in ignored.items() for key in keys):
+        if getattr(getattr(recipe, section), key) != getattr(getattr(config(), section), key):
+            raise ConfigError(f"{section}.{key} is ignored by this recipe.", "Leave it out.")
     rows, splits, seed = {}, {}, recipe.train.seed
     for split in FONTS:
         images, labels, ids = render(split)
