@@ -23,7 +23,13 @@ from finetune.data.byte_pairs import learnt_tokenizer
 from finetune.data.loader import load_data
 from finetune.evaluation.language import LanguageModelJudge
 from finetune.language_modeling import (
-    before_training, document_notes, losses_by_position, pack_splits, probe_logits, sampler, save_language_model,
+    before_training,
+    document_notes,
+    losses_by_position,
+    pack_splits,
+    probe_logits,
+    sampler,
+    save_language_model,
 )  # fmt: skip
 from finetune.language_settings import LanguageModelObjective, PlainTextData
 from finetune.models import random_weights, set_dropout
