@@ -71,7 +71,7 @@ def build(recipe: Recipe) -> Task:
     data = load_data(recipe.data, {"text": recipe.data.text})
     tokenizer = learnt_tokenizer(data.splits["train"]["text"], recipe.model.byte_pairs)
     blocks, text_bytes = pack_splits(data, tokenizer, recipe.data.block_tokens, recipe.data.pack_across_documents)
-    end, width = tokenizer.eos_token_id, recipe.data.block_tokens
+    end, width, measured = tokenizer.eos_token_id, recipe.data.block_tokens, recipe.objective.baselines
     settings = GPT2Config(
         vocab_size=len(tokenizer), n_positions=width, n_layer=recipe.model.layers, n_head=recipe.model.heads,
         n_embd=recipe.model.width, bos_token_id=end, eos_token_id=end,
@@ -80,7 +80,7 @@ def build(recipe: Recipe) -> Task:
         set_dropout(settings, recipe.model.dropout, recipe.model.name)
     seed_torch(recipe.train.seed, "weights")
     model = GPT2LMHeadModel(settings)
-    outputs = losses_by_position(token_losses, recipe.data.block_tokens)
+    outputs = losses_by_position(token_losses, width)
     # Blocks from anywhere in the text, as nanoGPT draws them; valid and test are read once from end to end.
     rows: dict[str, Rows] = {**blocks, "train": RandomBlocks(blocks["train"], recipe.train.seed)}
 
@@ -96,9 +96,7 @@ def build(recipe: Recipe) -> Task:
         logits=probe_logits,
         outputs=outputs,
         judge=LanguageModelJudge(blocks, text_bytes, recipe.train.seed),
-        baselines=before_training("random weights", model, blocks["test"], outputs)
-        if recipe.objective.baselines
-        else None,
+        baselines=before_training("random weights", model, blocks["test"], outputs) if measured else None,
         samples=sampler(tokenizer, recipe.objective.prompts, recipe.objective.sample_tokens, recipe.train.seed),
         save=save_language_model(tokenizer),
         load=AutoModelForCausalLM.from_pretrained,
