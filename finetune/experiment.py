@@ -32,7 +32,6 @@ FREE_SETTINGS = {
     "trackers",
     "micro_batch_size",
     "reuse_memory",
-    "cast_frozen_once",
 }
 
 
