@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -91,14 +92,17 @@ class Averaged:
         total = torch.zeros(2, device=accelerator.device)
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
         self.statistics = [(buffer, buffer.clone()) for module in norms for buffer in module.buffers(recurse=False)]
+        reducing = False
 
         def backward(micro: MicroBatch, last: bool) -> torch.Tensor:
+            nonlocal reducing
             # A shard without rows still takes part in the reduction: it sends a borrowed row through, times 0.
             shard_sum = loss_sum(micro)
             # DDP averages over processes, hence the factor. An update without any target moves nothing.
             loss = shard_sum * (accelerator.num_processes / count.clamp(min=1e-30)).to(shard_sum.dtype)
             if last and (added := penalty()) is not None:
                 loss = loss + added
+            reducing = last
             accelerator.backward(loss)
             return shard_sum.detach()
 
@@ -107,19 +111,31 @@ class Averaged:
             with nullcontext() if last else accelerator.no_sync(model), short.noted():
                 if not short.met:
                     total[0] += backward(micro, last)
-        if short.met and accelerator.num_processes > 1:
-            # The others wait in a reduction for gradients that this process has no room to compute.
-            raise TrainingError(
-                f"No memory was left in process {accelerator.process_index} for a micro-batch of "
-                f"{max(len(micro.rows) for micro in micro_batches)} rows, and the others can't begin the update again.",
-                "Go on from the last checkpoint with --resume and a smaller --set train.micro_batch_size: nothing else "
-                "changes.",
-            )
         if short.met:
             short.make_room()
+            # The others wait in a reduction. They get gradients that are good for nothing, and are told below; one that
+            # was broken off can't be joined again.
+            alone = accelerator.num_processes == 1
+            if not alone and (reducing or not self._takes_part(model, micro_batches[-1], loss_sum)):
+                raise TrainingError(
+                    f"No memory was left in process {accelerator.process_index} for a micro-batch of "
+                    f"{max(len(micro.rows) for micro in micro_batches)} rows, and the others can't begin the update "
+                    "again.",
+                    "Go on from the last checkpoint with --resume and a smaller --set train.micro_batch_size: nothing "
+                    "else changes.",
+                )
         total[1] = float(short.met)
         mean, failed = accelerator.reduce(total, reduction="sum")
         return torch.stack([mean / count.clamp(min=1e-30), failed.to(count.dtype)])
+
+    def _takes_part(self, model: torch.nn.Module, micro: MicroBatch, loss_sum: ShardLoss) -> bool:
+        """Whether one row of a micro-batch went through both passes, times 0, and with it the update's reduction."""
+        if len({len(value) for value in micro.batch.values()}) > 1:
+            return False  # not all of it is rows
+        row = replace(micro, batch={name: value[:1] for name, value in micro.batch.items()})
+        with (short := Shortage(model)).noted():
+            self.accelerator.backward(loss_sum(row) * 0)
+        return not short.met
 
 
 class InOrder:

@@ -49,12 +49,24 @@ def mapped(name):
     return int(line.split()[1]) * 1024
 
 
-def train(name, micro, limited=None, more=()):
+def no_room(trainer, rank, rows):
+    # This process has no memory for more rows, which it notices in the forward pass; the others have.
+    def notice(module, args, inputs):
+        if len(inputs["input_ids"]) > rows:
+            raise torch.OutOfMemoryError("no memory")
+
+    if trainer.accelerator.process_index == rank:
+        trainer.model.register_forward_pre_hook(notice, with_kwargs=True)
+
+
+def train(name, micro, limited=None, more=(), room=None):
     trainer = make_trainer("bert_cls", [*SETTINGS, *more, f"train.micro_batch_size={micro}"], work / name)
     before, rank = mapped("VmSize"), trainer.accelerator.process_index
     if limited is not None and limited[0] == rank:
         needed = json.loads((work / limited[1] / "needed.json").read_text())
         resource.setrlimit(resource.RLIMIT_AS, (before + needed * 3 // 4,) * 2)
+    if room is not None:
+        no_room(trainer, 1, room)
     trainer.fit()
     if rank == 0:
         (work / name / "needed.json").write_text(json.dumps(mapped("VmPeak") - before))
@@ -77,17 +89,11 @@ def judge(name, limited=None):
 
 
 def judge_by_two(name):
-    # The first process has no memory for more than 8 rows, which it notices in the forward pass; the second has.
     trainer = make_trainer("bert_cls", [*SETTINGS, "model.dropout=0"], work / name)
     task, rank = trainer.task, trainer.accelerator.process_index
     model = trainer.gradients.prepare(trainer.model)
     assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
-
-    def no_room(module, args, inputs):
-        if rank == 0 and len(inputs["input_ids"]) > 8:
-            raise torch.OutOfMemoryError("no memory")
-
-    trainer.model.register_forward_pre_hook(no_room, with_kwargs=True)
+    no_room(trainer, 0, 8)
     for attempt in ("first", "second"):  # the second as well: the processes are still in step
         outputs = predict_rows(model, task.rows["train"], task.collate, task.outputs, trainer.accelerator, attempt)
         np.save(work / name / f"outputs-{attempt}-{rank}.npy", outputs)
@@ -100,6 +106,8 @@ roles = {
     "whole": (1, lambda: train("whole", 32)),
     "short": (1, lambda: train("short", 32, (0, "whole"))),
     "halves": (1, lambda: train("halves", last_of("short"))),
+    "two-short": (2, lambda: train("two-short", 16, room=8)),
+    "two-halves": (2, lambda: train("two-halves", 8)),
     "elastic": (1, lambda: train("elastic", 32, (0, "whole"), ["train.deterministic=elastic"])),
 }
 for module in ("peft", "finetune.trainer", "finetune.experiment", "transformers.models.bert.modeling_bert"):
@@ -157,13 +165,26 @@ def test_the_update_is_begun_again_in_halves(work: Path) -> None:
         assert (work / "short" / path).read_bytes() == (work / "halves" / path).read_bytes()
 
 
-def test_one_of_several_processes_says_what_to_set() -> None:
+def test_two_processes_begin_again_where_one_has_no_memory(work: Path) -> None:
+    assert (ended(work)["two-short"], ended(work)["two-halves"]) == ("", "")
+    said = "No memory was left for 16 rows at a time: the update is begun again with 8"
+    assert said in log(work, "two-short")
+    assert said not in log(work, "two-halves")
+    assert (work / "two-short" / "history.jsonl").read_bytes() == (work / "two-halves" / "history.jsonl").read_bytes()
+    for name in ("model", "optimizer"):
+        path = Path("checkpoints") / "update_00000002" / f"{name}.safetensors"
+        assert (work / "two-short" / path).read_bytes() == (work / "two-halves" / path).read_bytes()
+
+
+def test_one_of_several_processes_without_any_room_says_what_to_set() -> None:
     """Its gradients are what the others wait for: it ends, and they with it."""
 
     def no_room(_: Any) -> Any:
         raise torch.OutOfMemoryError("out of memory")
 
-    accelerator: Any = SimpleNamespace(num_processes=2, process_index=1, device=torch.device("cpu"))
+    accelerator: Any = SimpleNamespace(
+        num_processes=2, process_index=1, device=torch.device("cpu"), backward=lambda loss: None
+    )
     micro = MicroBatch(0, {}, False, (3, 4, 5))
     with pytest.raises(TrainingError, match=r"process 1 for a micro-batch of 3 rows.*\n.*train\.micro_batch_size"):
         Averaged(accelerator).accumulate(torch.nn.Linear(1, 1), [micro], no_room, torch.ones(()), lambda: None)
