@@ -24,8 +24,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         epilog="Example:\n  finetune data check reviews.csv --set data.label=stars",
         formatter_class=_RAW,
     )
-    data.set_defaults(call=lambda args: _usage(data))
-    commands = data.add_subparsers(metavar="COMMAND")
+    commands = data.add_subparsers(metavar="COMMAND", title="commands", required=True)
     check = commands.add_parser(
         "check",
         help="rows, labels, duplicates, conflicts, leaks, lengths, and every problem with its line",
@@ -114,11 +113,6 @@ def _source_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="data.KEY=VALUE",
         help="a data setting, such as data.text=COLUMN (repeatable)",
     )
-
-
-def _usage(parser: argparse.ArgumentParser) -> int:
-    parser.print_help(sys.stderr)
-    return 2
 
 
 def _settings(args: argparse.Namespace) -> TextClassificationData:
