@@ -90,7 +90,7 @@ def test_the_embedded_tokenizer_gives_text_back() -> None:
 
 def test_a_run_on_the_embedded_decoder(tales: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = ["train.max_updates=3", "data.block_tokens=64", "objective.sample_tokens=8", "train.precision=fp32"]
+    settings = ["train.max_updates=3", "data.block_tokens=64", "objective.sample_tokens=8"]
     options = [part for setting in settings for part in ("--set", setting)]
     done = launch(LINE, "--data", tales, *options, "--output", run)
     assert done.returncode == 0, done.stderr

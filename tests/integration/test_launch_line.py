@@ -220,6 +220,7 @@ def test_an_edited_copy_runs_on_other_data_from_another_folder(reviews: Path, tm
 def test_two_processes_equal_one_with_twice_the_micro_batches(small: list[str], tmp_path: Path, free_port: int) -> None:
     exact = [*small, "--set", "train.precision=fp32", "--set", "model.dropout=0", "--set", "objective.baselines=false"]
     exact += ["--set", "objective.class_weights=balanced", "--set", "train.batch_size=20"]
+    exact += ["--set", "train.max_updates=4"]
     one = launch(LINE, *exact, "--set", "train.micro_batch_size=5", "--output", tmp_path / "one")
     assert one.returncode == 0, one.stderr
     two = launch(

@@ -101,5 +101,6 @@ def test_list_names_every_card(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_subcommand_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert finetune() == 2
-    assert "check" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        finetune()
+    assert "error: the following arguments are required: COMMAND" in capsys.readouterr().err
