@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +39,7 @@ class TokenRows:
         labels: class index (or score) of each row, [rows], or None.
     """
 
-    columns: dict[str, np.ndarray]
+    columns: Mapping[str, np.ndarray]
     offsets: np.ndarray
     truncated: np.ndarray
     labels: np.ndarray | None = None
@@ -81,8 +84,8 @@ def tokenize(
         if not (folder / "done").exists():
             with disk_errors(folder.parent):
                 _write(split, tokenizer, max_tokens, texts, folder)
-    columns = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-    offsets, truncated = np.array(columns.pop("offsets")), np.array(columns.pop("truncated"))
+    columns = {path.stem: np.memmap(path, np.int32, mode="r") for path in sorted(folder.glob("*.int32"))}
+    offsets, truncated = np.load(folder / "offsets.npy"), np.load(folder / "truncated.npy")
     labels = None if label is None else np.asarray(split.with_format("numpy")[label][:])
     return TokenRows(columns, offsets, truncated, labels)
 
@@ -113,25 +116,22 @@ def _write(
     split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int, texts: Sequence[str], folder: Path
 ) -> None:
     names = ["input_ids"] + (["token_type_ids"] if len(texts) == 2 and _uses_token_types(tokenizer) else [])
-    values: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    lengths: list[int] = []
-    truncated: list[bool] = []
-    for start in range(0, len(split), CHUNK_ROWS):
-        rows = split[start : start + CHUNK_ROWS]
-        # Encoded whole first, so that what is cut off is known exactly and not guessed from "length == limit".
-        columns = [list(rows[name]) for name in texts]
-        whole = tokenizer(*columns, truncation=False, return_attention_mask=False, verbose=False)
-        cut = tokenizer(*columns, truncation=True, max_length=max_tokens, return_attention_mask=False)
-        truncated += [len(ids) > max_tokens for ids in whole["input_ids"]]
-        lengths += [len(ids) for ids in cut["input_ids"]]
-        for name in names:
-            values[name].append(np.concatenate([np.asarray(ids, dtype=np.int32) for ids in cut[name]]))
+    # Straight to the disk, so that a million rows need no more memory than a thousand.
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tokens-"))
+    offsets, truncated = array("q", [0]), array("b")
     try:
-        for name in names:
-            np.save(temporary / f"{name}.npy", np.concatenate(values[name]), allow_pickle=False)
-        np.save(temporary / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        np.save(temporary / "truncated.npy", np.asarray(truncated))
+        with contextlib.ExitStack() as files:
+            written = {name: files.enter_context((temporary / f"{name}.int32").open("wb")) for name in names}
+            for start in range(0, len(split), CHUNK_ROWS):
+                rows = split[start : start + CHUNK_ROWS]
+                coded, too_long = _coded(tokenizer, [list(rows[name]) for name in texts], names, max_tokens)
+                for ids in coded["input_ids"]:
+                    offsets.append(offsets[-1] + len(ids))
+                truncated.extend(too_long)
+                for name, file in written.items():
+                    file.write(np.fromiter(itertools.chain.from_iterable(coded[name]), np.int32).tobytes())
+        np.save(temporary / "offsets.npy", np.asarray(offsets))
+        np.save(temporary / "truncated.npy", np.asarray(truncated, dtype=bool))
         for path in temporary.iterdir():
             sync_file(path)
         (temporary / "done").touch()
@@ -140,6 +140,27 @@ def _write(
         sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _coded(
+    tokenizer: PreTrainedTokenizerBase, columns: list[list[str]], names: Sequence[str], max_tokens: int
+) -> tuple[dict[str, list[list[int]]], list[bool]]:
+    """Values of each row by name, and whether the row was cut.
+
+    Encoded whole first, so that what is cut off is known exactly and not guessed from "length == limit"; only what is
+    too long is encoded again, because a pair is cut at the longer text's end and special tokens stay.
+    """
+    whole = tokenizer(*columns, truncation=False, return_attention_mask=False, verbose=False)
+    coded = {name: list(whole[name]) for name in names}
+    too_long = [len(ids) > max_tokens for ids in coded["input_ids"]]
+    again = [row for row, long in enumerate(too_long) if long]
+    if again:
+        long_columns = [[texts[row] for row in again] for texts in columns]
+        cut = tokenizer(*long_columns, truncation=True, max_length=max_tokens, return_attention_mask=False)
+        for name in names:
+            for row, ids in zip(again, cut[name], strict=True):
+                coded[name][row] = ids
+    return coded, too_long
 
 
 def _uses_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:

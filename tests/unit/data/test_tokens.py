@@ -1,0 +1,61 @@
+"""Token ids that are kept equal what the tokenizer gives row by row, cut or not, one text or two; and are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from finetune.data import tokens
+from finetune.data.batching import RowKey
+
+pytestmark = pytest.mark.unit
+
+WORDS = ["a", "dull", "clumsy", "film", "funny", "warm", "and", "beautifully", "shot"]
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+@pytest.mark.parametrize("texts", [("text",), ("text", "text_pair")], ids=["one text", "two"])
+@pytest.mark.parametrize("limit", [5, 8, 64])
+def test_rows_are_what_the_tokenizer_gives(
+    tokenizer: Any, texts: tuple[str, ...], limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(tokens, "CHUNK_ROWS", 3)
+    columns = {
+        name: [" ".join(WORDS[: 1 + (i * step) % 9]) for i in range(10)] for name, step in zip(texts, (2, 5), strict=False)
+    }
+    split = datasets.Dataset.from_dict({**columns, "label": list(range(10))})
+    rows = tokens.tokenize(split, tokenizer, limit, texts)
+    for i in range(10):
+        row = [columns[name][i] for name in texts]
+        expected = tokenizer(*row, truncation=True, max_length=limit)
+        (found,) = rows.__getitems__([RowKey(epoch=0, index=i)])
+        assert {"input_ids", "labels"} <= set(found) <= {"input_ids", "token_type_ids", "labels"}
+        assert ("token_type_ids" in found) == (len(texts) == 2)
+        for name in set(found) - {"labels"}:
+            assert found[name].tolist() == expected[name]
+        assert bool(rows.truncated[i]) == (len(tokenizer(*row)["input_ids"]) > limit)
+        assert found["labels"] == i
+    assert rows.truncated.any() == (limit < 64)
+
+    monkeypatch.setattr(tokens, "_coded", None)  # from the cache: nothing is encoded again
+    again = tokens.tokenize(split, tokenizer, limit, texts)
+    assert again.columns["input_ids"].tolist() == rows.columns["input_ids"].tolist()
