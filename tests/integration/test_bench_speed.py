@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from finetune.bench.speed.data_path import JUDGED_ROWS, write_rows
 
 pytestmark = pytest.mark.integration
 
@@ -41,3 +44,15 @@ def test_two_updates_beside_setfit(tmp_path: Path) -> None:
 
     again = speed()  # nothing is left to measure: documents are made again from the records
     assert (again.returncode, again.stderr, again.stdout) == (0, "", first.stdout)
+
+
+def test_rows_of_the_data_path_are_real_and_no_two_alike(tmp_path: Path) -> None:
+    write_rows(9_000, tmp_path / "data")  # more than there are snippets
+    texts = []
+    for name, count in (("train", 9_000), ("valid", JUDGED_ROWS), ("test", JUDGED_ROWS)):
+        with (tmp_path / "data" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == count
+        assert {row["label"] for row in rows} == {"negative", "positive"}
+        texts += [row["text"] for row in rows]
+    assert len(set(texts)) == len(texts)

@@ -13,8 +13,9 @@ from typing import Any
 import psutil
 
 from finetune.bench.children import Children, Stopped
+from finetune.bench.speed import data_path
 from finetune.bench.speed.plans import compare_plan, planned_recipes
-from finetune.bench.speed.rows import OURS, PLANS, STARTING, Row
+from finetune.bench.speed.rows import DATA_PATH, OURS, PLANS, STARTING, Row
 from finetune.bench.speed.slices import prepare
 from finetune.bench.speed.starting import starting_times
 from finetune.data.cache import say
@@ -61,6 +62,9 @@ class Session:
                 if PLANS in singles:
                     for recipe in planned_recipes():
                         self._single(PLANS, recipe, lambda recipe=recipe: compare_plan(recipe, self.updates))
+                if DATA_PATH in singles:
+                    for size in data_path.SIZES:
+                        self._single(DATA_PATH, str(size), lambda size=size: data_path.figures(size))
             except Stopped:
                 pass
         return self.children.signal

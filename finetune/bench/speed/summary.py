@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bench.show import rows_markdown
-from finetune.bench.speed.rows import BEST, DEFAULT, OURS, PLANS, ROWS, STARTING, Row
+from finetune.bench.speed.rows import BEST, DATA_PATH, DEFAULT, OURS, PLANS, ROWS, STARTING, Row
 from finetune.bench.speed.starting import GOALS_S
 from finetune.errors import ConfigError
 from finetune.files import write_atomically, write_json
@@ -110,7 +110,8 @@ def summary(folder: Path) -> dict[str, Any]:
             "commit": every[0]["commit"], "measured_with": every[0]["key"],
         }  # fmt: skip
     loads = [json.loads(path.read_text("utf-8"))["busy_load"] for path in (folder / "records").glob("*/*.json")]
-    return {"rows": rows, STARTING: _starting(folder), PLANS: _plans(folder), "busy_load": max(loads, default=0.0)}
+    singles = {STARTING: _starting(folder), PLANS: _plans(folder), DATA_PATH: _data_path(folder)}
+    return {"rows": rows, **singles, "busy_load": max(loads, default=0.0)}
 
 
 def _memory_share(sides: Mapping[str, Any]) -> float:
@@ -136,6 +137,10 @@ def _plans(folder: Path) -> dict[str, Any]:
         }
         for record in _singles(folder, PLANS)
     }
+
+
+def _data_path(folder: Path) -> list[dict[str, Any]]:
+    return sorted((record["found"] for record in _singles(folder, DATA_PATH)), key=lambda found: found["rows"])
 
 
 def documents(folder: Path) -> str:
@@ -187,7 +192,7 @@ def write_readme(path: Path, found: Mapping[str, Any]) -> None:
         lines.append([row["work"], row["peer"], f"{row['sides'][OURS]['rows_per_s']['median']:.0f}", *times, share])
     parts = [rows_markdown(lines), "Medians over pairs [least, most].", _behind(found["rows"])]
     parts += [_useful(found["rows"])] if any("useful" in row for row in found["rows"].values()) else []
-    block = "\n\n".join([*parts, _machine(next(iter(found["rows"].values())))])
+    block = "\n\n".join([*parts, *_single_tables(found), _machine(next(iter(found["rows"].values())))])
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     write_atomically(path, f"{before}{BEGIN}\n{block}\n{END}{after}")
 
@@ -201,6 +206,12 @@ def document(found: Mapping[str, Any]) -> str:
         blocks += [_table(found["rows"]), _behind(found["rows"]), _machine(next(iter(found["rows"].values())))]
         if any("useful" in row for row in found["rows"].values()):
             blocks.append(_useful(found["rows"]))
+    return "\n\n".join(block for block in [*blocks, *_single_tables(found)] if block) + "\n"
+
+
+def _single_tables(found: Mapping[str, Any]) -> list[str]:
+    """A table of each measurement that has no peer, where there is one."""
+    blocks = []
     if found[STARTING]:
         head = ["until", "seconds [least, most]", "goal"]
         lines = [[name, _text(one, ".2f"), f"{one['goal']:g}"] for name, one in found[STARTING].items()]
@@ -213,7 +224,20 @@ def document(found: Mapping[str, Any]) -> str:
             for name, one in found[PLANS].items()
         ]  # fmt: skip
         blocks.append(f"`finetune plan` is meant to be within {PLAN_GOAL:.0%}:\n\n" + rows_markdown([head, *lines]))
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    if found[DATA_PATH]:
+        blocks.append(_data_path_table(found[DATA_PATH]))
+    return blocks
+
+
+def _data_path_table(sizes: Sequence[Mapping[str, Any]]) -> str:
+    head = ["training rows", "loading the first time, s", "again, s", f"{sizes[0]['updates']} updates, s",
+            "peak memory the first time, MiB", "again, MiB"]  # fmt: skip
+    lines = [
+        [f"{one['rows']:,}", f"{one['first_load_s']:.1f}", f"{one['again_load_s']:.1f}", f"{one['again_train_s']:.1f}",
+         f"{one['first_peak_mb']:.0f}", f"{one['again_peak_mb']:.0f}"]
+        for one in sizes
+    ]  # fmt: skip
+    return rows_markdown([head, *lines])
 
 
 def _text(values: Mapping[str, float], form: str) -> str:

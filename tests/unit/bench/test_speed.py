@@ -186,4 +186,4 @@ def test_a_plan_is_read_as_it_is_printed() -> None:
 
 
 def test_nothing_is_made_up_without_records(tmp_path: Path) -> None:
-    assert summary(tmp_path) == {"rows": {}, "starting": {}, "plans": {}, "busy_load": 0.0}
+    assert summary(tmp_path) == {"rows": {}, "starting": {}, "plans": {}, "data": [], "busy_load": 0.0}
