@@ -10,15 +10,15 @@ import psutil
 import pytest
 
 # Temporary files in memory where there is this much room. The runs of a whole suite write tens of gigabytes, of which
-# nine stand at once in the end, and two workers need six more.
-ROOM, FREE = 12 << 30, 16 << 30
+# nine stand at once in the end, and three workers need nine more.
+ROOM, FREE = 12 << 30, 18 << 30
 MEMORY = Path("/dev/shm")
 
 
 def pytest_configure() -> None:
-    """Temporary files in memory; and cores of its own for each worker of `pytest -n`.
+    """Temporary files in memory; and for each worker of `pytest -n` cores of its own, or one that it shares.
 
-    Two busy processes on the same cores are ten times slower.
+    Two busy processes of several threads on the same cores are ten times slower; of one thread each, they take turns.
     """
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM and psutil.virtual_memory().available > FREE
     if roomy and "TMPDIR" not in os.environ and "PYTEST_DEBUG_TEMPROOT" not in os.environ:
@@ -27,9 +27,8 @@ def pytest_configure() -> None:
     worker, workers = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get("PYTEST_XDIST_WORKER_COUNT")
     if worker is not None and workers is not None and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        own = cores[int(worker.removeprefix("gw")) :: int(workers)]
-        if own:
-            os.sched_setaffinity(0, own)  # processes that tests start inherit it
+        own = cores[int(worker.removeprefix("gw")) % len(cores) :: int(workers)]
+        os.sched_setaffinity(0, own)  # processes that tests start inherit it
 
 
 @pytest.fixture

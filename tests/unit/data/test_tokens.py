@@ -40,7 +40,8 @@ def test_rows_are_what_the_tokenizer_gives(
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(tokens, "CHUNK_ROWS", 3)
     columns = {
-        name: [" ".join(WORDS[: 1 + (i * step) % 9]) for i in range(10)] for name, step in zip(texts, (2, 5), strict=False)
+        name: [" ".join(WORDS[: 1 + (i * step) % 9]) for i in range(10)]
+        for name, step in zip(texts, (2, 5), strict=False)
     }
     split = datasets.Dataset.from_dict({**columns, "label": list(range(10))})
     rows = tokens.tokenize(split, tokenizer, limit, texts)
