@@ -10,6 +10,7 @@ import torch
 
 from finetune.attention import fast_attention
 from finetune.dropout import fast_dropout
+from finetune.low_rank import fast_lora, is_plain
 
 if TYPE_CHECKING:
     from finetune.config import TrainSettings
@@ -34,6 +35,7 @@ class Kernels:
         of_use = {
             "fast_dropout": drops,
             "fast_attention": causal and low_precision,
+            "fast_lora": low_precision and any(is_plain(module) for module in model.modules()),
             "reuse_memory": True,
         }
         return [f"train.{key}" for key, useful in of_use.items() if useful and getattr(self.settings, key)]
@@ -45,5 +47,6 @@ class Kernels:
         with (
             fast_dropout(device, settings.fast_dropout),
             fast_attention(device, settings.fast_attention),
+            fast_lora(device, settings.fast_lora),
         ):
             yield

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from finetune.dropout import fast_dropout
+from finetune.dropout import fast_dropout, softmax
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
@@ -115,3 +115,19 @@ def test_it_is_over_when_it_is_over() -> None:
     with pytest.raises(KeyError):
         fail()
     assert (F.dropout, F.scaled_dot_product_attention) == before
+
+
+@pytest.mark.parametrize("length", [1, 16, 28, 31, 32, 40, 63, 64, 100])
+def test_softmax_of_short_rows_is_rounded_once(length: int) -> None:
+    scores = (torch.randn(4, 3, 7, length) * 3).bfloat16().requires_grad_()
+    grad = torch.randn(4, 3, 7, length).bfloat16()
+    shares = softmax(scores)
+    shares.backward(grad)
+    exact = scores.detach().double().requires_grad_()
+    shares_exact = exact.softmax(-1)
+    assert shares.dtype == scores.grad.dtype == torch.bfloat16
+    assert torch.allclose(shares.double(), shares_exact, rtol=2**-8, atol=0)  # half of a last place, and fp32's error
+    # Its gradient is that of the rounded shares.
+    rounded = shares.detach().double()
+    expected = rounded * (grad.double() - (rounded * grad.double()).sum(-1, keepdim=True))
+    assert torch.allclose(scores.grad.double(), expected, rtol=2**-7, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
 from finetune.config import TrainSettings
@@ -17,6 +18,9 @@ def test_a_plan_names_what_a_model_makes_use_of() -> None:
     assert kernels.in_use(model, low_precision=True, causal=False) == []
     model.append(torch.nn.Dropout(0.1))
     assert kernels.in_use(model, low_precision=True, causal=True) == ["train.fast_dropout", "train.fast_attention"]
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["0"]))
+    assert kernels.in_use(adapted, low_precision=False, causal=False) == ["train.fast_dropout"]
+    assert kernels.in_use(adapted, low_precision=True, causal=False) == ["train.fast_dropout", "train.fast_lora"]
     assert Kernels(torch.device("meta"), TrainSettings()).in_use(model, True, True) == []
 
 
