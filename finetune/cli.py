@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from finetune import __version__
 from finetune.credentials import Parser, masked
 from finetune.errors import FinetuneError
+from finetune.garbage import collect_seldom
 
 _ABOUT = """\
 Fine-tune pretrained models with results that are proven and runs that are exact.
@@ -34,6 +35,7 @@ _REFUSED_BY_THE_SYSTEM = {
 
 def console() -> None:
     """Entry point of the `finetune` command."""
+    collect_seldom()
     sys.exit(main(sys.argv[1:]))
 
 

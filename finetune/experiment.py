@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from finetune.config import flattened
 from finetune.errors import CheckpointError
+from finetune.garbage import collect_as_usual
 from finetune.options import RunOptions, command_line, resolve
 from finetune.run_folder import RUNS, check_output, find_run, make_run_folder, read_record
 
@@ -57,6 +58,7 @@ def run(options: RunOptions) -> int:
         trainer = build_trainer(loaded, task, accelerator)
         folder = _open_folder(loaded, options, trainer)
         record = _first_record(loaded, options, trainer, folder, precision, threads)
+        collect_as_usual()
         seconds.stop("load_s")
         with (
             _recorded_failure(record),

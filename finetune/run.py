@@ -12,6 +12,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from finetune.cli import main
+from finetune.garbage import collect_seldom
 
 
 def end_with_launcher() -> None:
@@ -26,4 +27,5 @@ def end_with_launcher() -> None:
 
 if __name__ == "__main__":
     end_with_launcher()
+    collect_seldom()
     sys.exit(main(["run", *sys.argv[1:]], launched=True))
