@@ -3,13 +3,13 @@
 #   make PYTHON=python3.12 setup          another interpreter
 #   make TORCH_INDEX_URL=... setup        PyTorch from an index of its own (the README names the CPU-only one);
 #                                         without it pip's own configuration decides
-#   make WORKERS=4 test                   tests side by side; each worker has cores of its own, or shares one
+#   make WORKERS=8 test                   tests side by side; each worker has cores of its own, or shares one
 
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
 # Files go to workers in their order: the slow ones come first that way, and quick unit tests fill the end.
-# Three, because two keep two cores busy for 77 % of the time only: tests wait for what they have killed.
-WORKERS ?= 3
+# Four, because two keep two cores busy for 77 % of the time only: tests wait for what they have killed.
+WORKERS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 # Newer than pyproject.toml when everything is installed, so that a second run installs nothing.
