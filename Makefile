@@ -8,8 +8,8 @@
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
 # Files go to workers in their order: the slow ones come first that way, and quick unit tests fill the end.
-# Four, because two keep two cores busy for 77 % of the time only: tests wait for what they have killed.
-WORKERS ?= 4
+# Three, because two keep two cores busy for 77 % of the time only: tests wait for what they have killed.
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 # Newer than pyproject.toml when everything is installed, so that a second run installs nothing.

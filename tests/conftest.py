@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 # Temporary files in memory where there is this much room. The runs of a whole suite write tens of gigabytes, of which
-# nine stand at once in the end, and four workers need nine more.
+# nine stand at once in the end, and three workers need nine more.
 ROOM, FREE = 12 << 30, 18 << 30
 MEMORY = Path("/dev/shm")
 

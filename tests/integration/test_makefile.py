@@ -60,7 +60,7 @@ def test_a_second_run_installs_nothing_until_pyproject_changes(checkout: Path) -
     _, first = make(checkout, "test")
     assert "python -m pip install --editable .[dev]" in first
     _, second = make(checkout, "test")
-    assert second == ["python -m pytest -n 4 --dist loadfile --no-loadscope-reorder"]
+    assert second == ["python -m pytest -n 3 --dist loadfile --no-loadscope-reorder"]
     newer = (checkout / ".venv/.installed").stat().st_mtime + 10
     os.utime(checkout / "pyproject.toml", (newer, newer))
     _, third = make(checkout, "test")
