@@ -124,7 +124,8 @@ class TrainSettings(Section):
     fast_dropout: bool = True
     """Draw dropout masks 16 bits at a time where torch draws them one by one (CPUs): the same share, other masks."""
     fast_attention: bool = True
-    """Causal attention in bf16 on CPUs as plain products, where torch's kernel is slow: the same but for rounding."""
+    """Attention in bf16 on CPUs as plain products where torch's kernel is slow (causal, or short rows for features of a
+    frozen encoder): the same but for rounding."""
     fast_lora: bool = True
     """LoRA's linear layers in bf16 on CPUs in fewer passes than PEFT's: the same but for rounding."""
     reuse_memory: bool = True

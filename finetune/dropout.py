@@ -68,16 +68,22 @@ def _attention(
         query, key, value = query.to(low), key.to(low), value.to(low)
     with torch.autocast("cpu", enabled=False):
         factor = query.shape[-1] ** -0.5 if scale is None else scale
-        scores_TS = torch.matmul(query * factor, key.transpose(-2, -1))
         if is_causal:
-            attn_mask = torch.ones(scores_TS.shape[-2:], dtype=torch.bool).tril()
-        if attn_mask is not None:
-            if attn_mask.dtype == torch.bool:
-                # The smallest number and not -inf: a row that may look at nothing must not become NaN.
-                least = torch.finfo(scores_TS.dtype).min
-                attn_mask = torch.zeros_like(attn_mask, dtype=scores_TS.dtype).masked_fill_(~attn_mask, least)
-            scores_TS = scores_TS + attn_mask.to(scores_TS.dtype)
+            attn_mask = torch.ones((query.shape[-2], key.shape[-2]), dtype=torch.bool).tril()
+        scores_TS = masked_scores(query * factor, key, attn_mask)
         return torch.matmul(_dropout(softmax(scores_TS), dropout_p), value)
+
+
+def masked_scores(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """query keyᵀ + mask, [..., T, S]; a bool mask is true where a query may look."""
+    scores_TS = torch.matmul(query, key.transpose(-2, -1))
+    if mask is None:
+        return scores_TS
+    if mask.dtype == torch.bool:
+        # The smallest number and not -inf: a row that may look at nothing must not become NaN.
+        least = torch.finfo(scores_TS.dtype).min
+        mask = torch.zeros_like(mask, dtype=scores_TS.dtype).masked_fill_(~mask, least)
+    return scores_TS + mask.to(scores_TS.dtype)
 
 
 # Shorter rows of bf16 go one element at a time through torch's softmax where they don't fill its vectors.

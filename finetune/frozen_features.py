@@ -13,6 +13,7 @@ import torch
 from finetune.adapters import Frozen
 from finetune.data.batching import RowKey
 from finetune.evaluation.predict import predict_rows, to_device
+from finetune.kernels import Kernels
 from finetune.launch import say
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ def _computed(trainer: Trainer, split: str, kept: str) -> KeptRows:
         shapes.append(features.shape[1:])
         return features.flatten(1)
 
-    found_RK = predict_rows(trainer.model, rows, task.collate, outputs, trainer.accelerator, f"features of {split}")
+    with Kernels(trainer.accelerator.device, trainer.settings).used():
+        found_RK = predict_rows(trainer.model, rows, task.collate, outputs, trainer.accelerator, f"features of {split}")
     return KeptRows(rows, found_RK.reshape(len(rows), *shapes[0]))
 
 

@@ -127,7 +127,7 @@ class AugmentedRows:
         return {**row, "targets": targets}
 
     def _varied(self, key: RowKey, index: int, transform: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        torch.manual_seed(fold(self.seed, "augment", key.epoch, key.index, index))
+        torch.default_generator.manual_seed(fold(self.seed, "augment", key.epoch, key.index, index))
         return transform(self.rows.image(index)).contiguous()
 
 

@@ -25,4 +25,8 @@ def numpy_generator(seed: int, *parts: int | str) -> np.random.Generator:
 
 def seed_torch(seed: int, *parts: int | str) -> None:
     """Seed torch's generators (CPU and accelerators) for what follows, for example one micro-shard's dropout."""
-    torch.manual_seed(fold(seed, *parts))
+    number = fold(seed, *parts)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # torch would note a stack trace for each kind of device that is not there: a third of a millisecond
+        torch.default_generator.manual_seed(number)

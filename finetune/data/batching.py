@@ -126,14 +126,25 @@ def fixed_shards(update_rows: list[RowKey], micro_rows: int, rank: int, world: i
     return shards[rank::world]
 
 
+# An evaluation batch of at least so many rows ends before a row of less than this share of its longest.
+FEWEST_ROWS, SHORTER = 32, 0.8
+
+
 def evaluation_batches(lengths: np.ndarray | None, rows: int, max_rows: int, max_tokens: int) -> list[np.ndarray]:
-    """All rows once, longest first (an out-of-memory error then comes at once), in batches bounded by padded tokens."""
+    """All rows once, longest first (an out-of-memory error then comes at once), in batches bounded by padded tokens.
+
+    A batch of some size also ends where rows become much shorter than its first: padding them costs more than one more
+    batch does (a tenth of the time of 768 rows of 7 to 66 tokens).
+    """
     if lengths is None:
         return [np.arange(start, min(start + max_rows, rows)) for start in range(0, rows, max_rows)]
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < rows:
         size = max(1, min(max_rows, max_tokens // max(1, int(lengths[order[start]]))))
+        much_shorter = np.flatnonzero(lengths[order[start : start + size]] < SHORTER * lengths[order[start]])
+        if len(much_shorter):
+            size = max(int(much_shorter[0]), min(size, FEWEST_ROWS))
         batches.append(order[start : start + size])
         start += size
     return batches

@@ -1,10 +1,10 @@
-"""Causal attention of plain products: torch's own values and gradients, and torch's kernel wherever it is not meant."""
+"""Attention of plain products: torch's own values and gradients, and torch's kernel wherever it is not meant."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from finetune.attention import BLOCK, fast_attention
+from finetune.attention import BLOCK, LONGEST_WITHOUT_GRADIENTS, fast_attention
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
@@ -58,6 +58,35 @@ def test_autocast_makes_it_of_fp32_too() -> None:
     assert [some.dtype for some in ours[1:]] == [torch.float32] * 3
 
 
+@pytest.mark.parametrize("length", [1, 28, 32, LONGEST_WITHOUT_GRADIENTS])
+@pytest.mark.parametrize("kind", ["none", "bool", "float"])
+def test_without_gradients_it_looks_both_ways(length: int, kind: str) -> None:
+    inputs = [tensor.detach() for tensor in tensors(6, 6, length, torch.bfloat16)]
+    allowed = torch.ones(2, 1, 1, length, dtype=torch.bool)
+    allowed[1, ..., length // 2 + 1 :] = False
+    mask = {"none": None, "bool": allowed, "float": torch.zeros(allowed.shape).masked_fill(~allowed, -1e4)}[kind]
+
+    def attended(of: list[torch.Tensor], wanted: bool) -> torch.Tensor:
+        with torch.inference_mode(), fast_attention(CPU, wanted):
+            return F.scaled_dot_product_attention(*of, attn_mask=mask if mask is None else mask.to(mask_dtype(of)))
+
+    def mask_dtype(of: list[torch.Tensor]) -> torch.dtype:
+        return torch.bool if kind == "bool" else of[0].dtype
+
+    exact = attended([tensor.double() for tensor in inputs], False)
+    ours, torchs = attended(inputs, True), attended(inputs, False)
+    assert length == 1 or not torch.equal(ours, torchs)  # else torch's kernel was taken
+    error, their_error = ((some.double() - exact).abs().max() for some in (ours, torchs))
+    assert error < 4 * their_error + 2**-8
+
+
+def test_long_rows_without_gradients_stay_torchs() -> None:
+    inputs = [tensor.detach() for tensor in tensors(2, 2, LONGEST_WITHOUT_GRADIENTS + 1, torch.bfloat16)]
+    expected = F.scaled_dot_product_attention(*inputs)
+    with torch.no_grad(), fast_attention(CPU, True):
+        assert torch.equal(F.scaled_dot_product_attention(*inputs), expected)
+
+
 @pytest.mark.parametrize("more", [{"dropout_p": 0.0}, {"attn_mask": torch.ones(20, 20, dtype=torch.bool).tril()}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_torchs_kernel_stays_where_it_is_not_meant(more: dict[str, object], dtype: torch.dtype) -> None:
@@ -70,8 +99,8 @@ def test_torchs_kernel_stays_where_it_is_not_meant(more: dict[str, object], dtyp
     expected = call()
     with fast_attention(CPU, True):
         assert torch.equal(call(), expected) == (dtype == torch.float32 or "attn_mask" in more)
-        with torch.no_grad():
-            assert torch.equal(call(), expected)
+        with torch.no_grad():  # where short rows that are not causal are meant
+            assert torch.equal(call(), expected) == (dtype == torch.float32 or "attn_mask" not in more)
     with fast_attention(torch.device("meta"), True):
         assert torch.equal(call(), expected)
     with fast_attention(CPU, False):

@@ -34,6 +34,21 @@ def test_torch_gives_the_same_numbers_whatever_ran_before() -> None:
     assert not torch.equal(torch.rand(4), first)
 
 
+def test_torch_is_seeded_as_by_its_own_function() -> None:
+    seed_torch(3, "head")
+    ours = torch.rand(4)
+    torch.manual_seed(fold(3, "head"))
+    assert torch.equal(torch.rand(4), ours)
+
+
+def test_with_an_accelerator_its_generators_are_seeded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "manual_seed", seen.append)
+    seed_torch(3, "head")
+    assert seen == [fold(3, "head")]
+
+
 def test_numpy_gives_the_same_numbers_and_leaves_the_global_generator_alone() -> None:
     before = np.random.get_state()[1].tolist()
     assert numpy_generator(0, "order", 1).random() == numpy_generator(0, "order", 1).random()

@@ -165,6 +165,16 @@ def test_evaluation_takes_every_row_once_longest_first_within_bounds(
         assert all(len(index) == 1 or len(index) * lengths[index].max() <= max_tokens for index in batches)
 
 
+def test_an_evaluation_batch_ends_where_rows_become_much_shorter() -> None:
+    """64 long and 64 short rows are two batches; a few long ones are not worth one of their own."""
+    halves = evaluation_batches(np.repeat([10, 100], 64), 128, 128, 100_000)
+    assert [len(index) for index in halves] == [64, 64]
+    few_long = evaluation_batches(np.repeat([10, 100], [120, 8]), 128, 128, 100_000)
+    assert [len(index) for index in few_long] == [32, 96]
+    near = evaluation_batches(np.repeat([80, 100], 64), 128, 128, 100_000)
+    assert [len(index) for index in near] == [128]
+
+
 def test_an_update_mixes_lengths_but_its_groups_do_not() -> None:
     """Length goes with class in real data: updates of one length would be updates of one class."""
     lengths = np.random.default_rng(0).integers(60, 250, 3200)
