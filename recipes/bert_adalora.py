@@ -3,7 +3,7 @@
     accelerate launch finetune/run.py --recipe bert_adalora
 
 Trains    508,094 of 23,222,117 parameters while it prunes; the run ends with a table of the ranks by layer
-Time      7 min on one core (bf16), of which training 5
+Time      4 min 27 s on two cores (bf16), of which training 3 min 26 s; 7 min on one; 3.0 GB (bert_lora 2.5)
 Expected  test accuracy 0.848 ± 0.003 (seeds 0 to 2: 0.849, 0.850, 0.844); bert_cls, everything trained, 0.852. The
           learning rate is not tuned
 """

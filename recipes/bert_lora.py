@@ -4,7 +4,7 @@
     accelerate launch finetune/run.py --recipe bert_lora --set adapter.rank=16 --set adapter.dora=true
 
 Trains    338,690 of 23,052,676 parameters (a head of two classes included)
-Time      5 to 6 min on one core (bf16), of which training 4
+Time      3 min 28 s on two cores (bf16), of which training 2 min 35 s; 5 to 6 min on one; 2.5 GB
 Expected  test accuracy 0.849 ± 0.004 (seeds 0 to 2: 0.853, 0.846, 0.849); bert_cls, everything trained, 0.852. The
           learning rate is ten times that of bert_cls, as is usual, and not tuned
 """

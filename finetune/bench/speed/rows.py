@@ -35,6 +35,7 @@ class Row:
         goals: the ratio of times that is aimed at, by side: the peer as shipped, and with its best flags.
         useful: our side also measures useful work against `torch.mm`.
         memory_goal: largest share of the shipped peer's peak memory.
+        most_pairs: no more pairs of it, however many of the others; 0 is no limit.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Row:
     epochs: int = 0
     useful: bool = False
     memory_goal: float = 1.0
+    most_pairs: int = 0
     peer_settings: Mapping[str, float | int | str] = field(default_factory=dict)
 
     @property
@@ -95,6 +97,12 @@ ROWS = (
         "few_shot", "few-shot, 8 rows a class: time to a trained classifier", "few_shot_cls", "movie_snippets",
         "setfit", "SetFit-style contrastive loop", 16, 40, {DEFAULT: 5.0},
         settings=("objective.each_text_once=true",), epochs=1,
+    ),
+    # A whole training of everything, once: quicker updates are worth nothing with another result.
+    Row(
+        "bert_end", "bert_cls, full, movie_snippets, all rows, 2 epochs, from end to end", "bert_cls", "movie_snippets",
+        "trainer_full", "Trainer", 32, 239, {DEFAULT: 5.0, BEST: 1.5}, epochs=2, peer_settings={"lr": 1e-4},
+        most_pairs=1,
     ),
 )  # fmt: skip
 

@@ -56,7 +56,8 @@ class Session:
             try:
                 for number in range(self.pairs):
                     for row in rows:
-                        self._round(row, number)
+                        if number < self._pairs(row):
+                            self._round(row, number)
                     if STARTING in singles:
                         self._single(STARTING, str(number), lambda: starting_times(self.children.run, self.threads))
                 if PLANS in singles:
@@ -107,8 +108,11 @@ class Session:
                 continue  # a whole row of an earlier commit stays as it is; half a one is measured anew
             self._side(row, side, number, path)
 
+    def _pairs(self, row: Row) -> int:
+        return min(self.pairs, row.most_pairs or self.pairs)
+
     def _complete(self, row: Row) -> bool:
-        names = {f"{number}-{side}.json" for number in range(self.pairs) for side in row.sides}
+        names = {f"{number}-{side}.json" for number in range(self._pairs(row)) for side in row.sides}
         found = [path for path in (self.folder / "records" / row.name).glob("*.json") if path.name in names]
         return len(found) == len(names) and len({json.loads(path.read_text("utf-8"))["commit"] for path in found}) == 1
 

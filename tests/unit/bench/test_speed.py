@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,13 @@ def test_a_stopped_session_measures_what_is_missing(tmp_path: Path, monkeypatch:
     assert done == [(0, BEST), (1, BEST), (1, DEFAULT)]
 
 
+def test_a_row_may_have_fewer_pairs_than_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[int, str]] = []
+    monkeypatch.setattr(Session, "_side", lambda self, row, side, number, path: done.append((number, row.name)))
+    Session(tmp_path, 3, None).run([replace(ROW, most_pairs=2), replace(ROW, name="other", most_pairs=0)], [])
+    assert [sum(name == some for _, some in done) for name in (ROW.name, "other")] == [2 * 3, 3 * 3]
+
+
 def test_half_a_row_of_another_commit_is_measured_anew_and_a_whole_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,8 +152,8 @@ def test_wrong_flags_are_one_message(flags: list[str], said: str, capsys: pytest
     assert said in capsys.readouterr().err
 
 
-def test_rows_are_the_issues_eight_and_keep_their_order() -> None:
-    assert len(ROWS) == len({row.name for row in ROWS}) == 8
+def test_rows_have_names_of_their_own_and_keep_their_order() -> None:
+    assert len(ROWS) == len({row.name for row in ROWS}) == 9
     rows, singles = chosen("starting,few_shot,bert_full")
     assert [row.name for row in rows] == ["bert_full", "few_shot"]
     assert singles == ["starting"]
