@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -46,13 +46,22 @@ def reused_features(trainer: Trainer) -> Iterator[None]:
         yield
         return
     model.to(trainer.accelerator.device)
-    rows = {name: _computed(trainer, name, kept) for name in ("train", "valid")}
     body_name = cast(Any, model).base_model_prefix
     body = getattr(model, body_name)
+
+    def computed(split: str) -> KeptRows:
+        setattr(model, body_name, body)
+        try:
+            return _computed(trainer, task, split, kept)
+        finally:
+            setattr(model, body_name, _Kept(kept))
+
+    rows = _WhenAsked({**task.rows, "train": computed("train")}, "valid", computed)
+    if trainer.accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+        rows.setdefault("valid", computed("valid"))  # now: these take the model's parts over when training starts
     trainer.task = replace(
-        task, rows={**task.rows, **rows}, collate=_Collate(cast(Any, model).main_input_name, _other_keys(task, model))
+        task, rows=rows, collate=_Collate(cast(Any, model).main_input_name, _other_keys(task, model))
     )
-    setattr(model, body_name, _Kept(kept))
     try:
         yield
     finally:
@@ -130,8 +139,22 @@ def _features(task: Task, model: torch.nn.Module, batch: Batch, kept: str) -> to
     return found[0] if found else None
 
 
-def _computed(trainer: Trainer, split: str, kept: str) -> KeptRows:
-    task, rows = trainer.task, trainer.task.rows[split]
+class _WhenAsked(dict[str, "Rows"]):
+    """Rows by split, of which one is computed when it is asked for first: not before training starts."""
+
+    def __init__(self, rows: Mapping[str, Rows], later: str, compute: Callable[[str], Rows]) -> None:
+        super().__init__({name: some for name, some in rows.items() if name != later})
+        self.later, self.compute = later, compute
+
+    def __missing__(self, name: str) -> Rows:
+        if name != self.later:
+            raise KeyError(name)
+        self[name] = self.compute(name)
+        return self[name]
+
+
+def _computed(trainer: Trainer, task: Task, split: str, kept: str) -> KeptRows:
+    rows = task.rows[split]
     shapes: list[torch.Size] = []
 
     def outputs(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from finetune.low_rank import is_plain
+
 REPEATS = 5
 
 
@@ -22,19 +24,29 @@ class Products:
     def __init__(self, model: torch.nn.Module) -> None:
         self.calls: Counter[tuple[int, int, int, bool, bool]] = Counter()
         self.model = model
-        self.handles = [
-            module.register_forward_hook(self._note)
-            for module in model.modules()
-            if isinstance(module, torch.nn.Linear)
-        ]
+        linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+        self.handles = [module.register_forward_hook(self._note) for module in linear]
+        # `train.fast_lora` computes such a layer's products without calling its parts.
+        adapted = [module for module in model.modules() if is_plain(module)]
+        self.handles += [module.register_forward_hook(self._note_adapted) for module in adapted]
+        self.called: set[torch.nn.Module] = set()
 
     def _note(self, module: Any, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+        self.called.add(module)
         if torch.is_grad_enabled():
-            given = inputs[0]
-            rows = given.numel() // given.shape[-1]
-            self.calls[
-                rows, module.in_features, module.out_features, given.requires_grad, module.weight.requires_grad
-            ] += 1
+            self._count(module, inputs[0].numel() // inputs[0].shape[-1], inputs[0].requires_grad)
+
+    def _note_adapted(self, layer: Any, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+        if layer.base_layer in self.called:
+            self.called.discard(layer.base_layer)  # its parts were called, and noted
+        elif torch.is_grad_enabled():
+            rows, name = inputs[0].numel() // inputs[0].shape[-1], layer.active_adapters[0]
+            self._count(layer.base_layer, rows, inputs[0].requires_grad)
+            self._count(layer.lora_A[name], rows, inputs[0].requires_grad)
+            self._count(layer.lora_B[name], rows, True)
+
+    def _count(self, module: Any, rows: int, to_input: bool) -> None:
+        self.calls[rows, module.in_features, module.out_features, to_input, module.weight.requires_grad] += 1
 
     def stop(self) -> None:
         """No more notes: what follows is timed."""

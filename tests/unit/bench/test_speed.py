@@ -19,6 +19,7 @@ from finetune.bench.speed.summary import BEGIN, END, documents, ratios, spread, 
 from finetune.bench.speed.useful import Products
 from finetune.cli import main
 from finetune.errors import ConfigError
+from finetune.low_rank import fast_lora
 
 pytestmark = pytest.mark.unit
 
@@ -183,6 +184,22 @@ def test_useful_work_counts_real_tokens_of_every_product_that_is_needed() -> Non
     got = products.useful(tokens=50, lengths=[5] * 10, seconds=2.0)
     assert got["useful_gflops"] == pytest.approx((linear + attention) / 2.0 / 1e9)
     assert got["share"] == pytest.approx(got["useful_gflops"] / got["mm_gflops"])
+
+
+def test_products_of_an_adapted_layer_are_counted_however_it_computes_them() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(64, 96)), LoraConfig(r=4, target_modules=["0"]))
+    x, counted = torch.randn(80, 64), []
+    for wanted in (False, True):
+        products = Products(model)
+        with torch.autocast("cpu", torch.bfloat16), fast_lora(torch.device("cpu"), wanted):
+            model(x)
+            model(x)
+        products.stop()
+        counted.append(products.calls)
+    parts = {(80, 64, 96, False, False), (80, 64, 4, False, True), (80, 4, 96, True, True)}
+    assert counted[0] == counted[1] == dict.fromkeys(parts, 2)
 
 
 def test_a_plan_is_read_as_it_is_printed() -> None:
