@@ -34,13 +34,14 @@ import numpy as np
 import torch
 
 from finetune.evaluation.predict import predict_rows
+from tests.forks import import_all
 from tests.matrix.roles import fork_all, make_trainer
 
 work, reviews = Path(sys.argv[1]), sys.argv[2]
 SETTINGS = [
     "train.precision=fp32", "train.threads=1", "train.batch_size=32", "train.max_updates=2", "train.epochs=9",
     "train.reuse_memory=false", "train.length_buckets=false", "adapter=lora", f"data.source={reviews}",
-    "data.max_tokens=64", "train.lr=1e-3", "train.lr_warmup_updates=0",
+    "data.max_tokens=40", "train.lr=1e-3", "train.lr_warmup_updates=0",
 ]
 
 
@@ -78,7 +79,7 @@ def last_of(name):
 
 
 def judge(name, limited=None):
-    trainer = make_trainer("bert_cls", [*SETTINGS, "model.dropout=0"], work / name)
+    trainer = make_trainer("bert_cls", [*SETTINGS, "model.dropout=0", "data.max_tokens=64"], work / name)
     task, before = trainer.task, mapped("VmSize")
     if limited is not None:
         needed = json.loads((work / limited / "needed.json").read_text())
@@ -89,7 +90,7 @@ def judge(name, limited=None):
 
 
 def judge_by_two(name):
-    trainer = make_trainer("bert_cls", [*SETTINGS, "model.dropout=0"], work / name)
+    trainer = make_trainer("bert_cls", [*SETTINGS, "model.dropout=0", "data.max_tokens=64"], work / name)
     task, rank = trainer.task, trainer.accelerator.process_index
     model = trainer.gradients.prepare(trainer.model)
     assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
@@ -110,8 +111,7 @@ roles = {
     "two-halves": (2, lambda: train("two-halves", 8)),
     "elastic": (1, lambda: train("elastic", 32, (0, "whole"), ["train.deterministic=elastic"])),
 }
-for module in ("peft", "finetune.trainer", "finetune.experiment", "transformers.models.bert.modeling_bert"):
-    __import__(module)
+import_all()
 ended = {}
 for role, (world, function) in roles.items():
     try:

@@ -60,3 +60,20 @@ def test_rows_are_what_the_tokenizer_gives(
     monkeypatch.setattr(tokens, "_coded", None)  # from the cache: nothing is encoded again
     again = tokens.tokenize(split, tokenizer, limit, texts)
     assert again.columns["input_ids"].tolist() == rows.columns["input_ids"].tolist()
+
+
+def test_what_the_last_call_asked_for_is_left_alone_and_is_no_part_of_the_key(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
+    split = datasets.Dataset.from_dict({"text": WORDS, "label": list(range(len(WORDS)))})
+    plain = tokens._key(split, tokenizer, 8, ("text",))
+    tokenizer(WORDS[0], truncation=True, max_length=3, stride=1, padding="max_length", truncation_side="left")
+    backend = tokenizer.backend_tokenizer
+    before = backend.to_str()
+    assert '"truncation":null' not in before
+    assert '"padding":null' not in before
+    assert tokens._key(split, tokenizer, 8, ("text",)) == plain
+    assert backend.to_str() == before
+    tokenizer.add_tokens(["anew"])
+    assert tokens._key(split, tokenizer, 8, ("text",)) != plain
