@@ -18,7 +18,7 @@ MEMORY = Path("/dev/shm")
 
 
 def pytest_configure() -> None:
-    """Temporary files in memory; imports as in a run; and for each worker of `pytest -n` cores of its own, or one shared.
+    """Temporary files in memory; imports as in a run; for each worker of `pytest -n` cores of its own, or one shared.
 
     Two busy processes of several threads on the same cores are ten times slower; of one thread each, they take turns.
     """
