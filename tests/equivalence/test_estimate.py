@@ -1,0 +1,56 @@
+"""`finetune plan` computes what the run will: every shape of an update, and leaves the weights as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune import estimate
+from finetune.data.updates import load_updates
+from finetune.estimate import _judge_largest_batches, _seconds_per_token
+from finetune.kernels import Kernels
+from tests.trainers import make_trainer
+
+pytestmark = pytest.mark.equivalence
+
+
+def test_every_shape_is_met_and_no_weight_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "SHAPES_S", 600.0)  # however slow the machine is
+    trainer = make_trainer(tmp_path, "train.epochs=2", "adapter=lora", "train.micro_batch_size=3")
+    task, settings = trainer.task, trainer.settings
+    expected = {
+        tuple(micro.batch["input_ids"].shape)
+        for update in load_updates(
+            trainer.plan, task.rows["train"], task.collate, first_update=0,
+            micro_batch_size=settings.micro_batch_size, rank=0, world=1,
+        )
+        for micro in update.micro_batches
+    }  # fmt: skip
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    plain, met = task.loss_sum, []
+
+    def noted(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        met.append(tuple(batch["input_ids"].shape))
+        return plain(model, batch)
+
+    task.loss_sum = noted
+    kernels = Kernels(trainer.accelerator.device, settings)
+    _seconds_per_token(trainer, kernels, shapes=False)
+    timed = set(met)
+    met.clear()
+    _seconds_per_token(trainer, kernels, shapes=True)
+    assert timed < expected == set(met)
+
+    plain_outputs, judged = task.outputs, []
+
+    def noted_outputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        judged.append((len(batch["input_ids"]), model is trainer.model))
+        return plain_outputs(model, batch)
+
+    task.outputs = noted_outputs
+    _judge_largest_batches(trainer)
+    # 18 validation rows; of the 40 test rows the 32 longest, which the others are much shorter than.
+    assert judged == [(18, True), (32, False)]
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
