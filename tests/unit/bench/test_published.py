@@ -24,9 +24,8 @@ def test_documents_are_those_of_the_records(name: str) -> None:
     assert main(["bench", "check", name]) == 0
 
 
-def test_a_changed_digit_is_found(tmp_path: Path) -> None:
-    """In one table: that the documents are made anew of the records and compared is tested with each above."""
-    name = "mteb_probe"
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_changed_digit_is_found(name: str, tmp_path: Path) -> None:
     results = tmp_path / "results"
     shutil.copytree(tables_folder() / "results", results)
     document = results / f"{name}.md"
