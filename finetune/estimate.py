@@ -14,10 +14,11 @@ import torch
 
 from finetune.data.batching import BatchPlan, RowKey, evaluation_batches
 from finetune.data.updates import load_updates
-from finetune.evaluation.predict import MAX_ROWS, MAX_TOKENS, to_device
+from finetune.evaluation.predict import MAX_ROWS, MAX_TOKENS, predict_rows, to_device
 from finetune.hardware import peak_rss_mb
 from finetune.kernels import Kernels
 from finetune.state import capture
+from finetune.task import SomeRows
 
 if TYPE_CHECKING:
     from finetune.options import RunOptions
@@ -102,9 +103,9 @@ def _shapes(keys: list[RowKey], plan: BatchPlan, lengths: np.ndarray | None) -> 
 def _seconds_per_token(trainer: Trainer, kernels: Kernels, shapes: bool) -> float:
     """Time of a computed token (or row) over some forward and backward passes and optimizer steps of rate 0.
 
-    The update with the longest rows goes first, untimed: it decides the memory. So do, after the timed ones and for
-    some seconds, those with a shape of their own: oneDNN keeps the kernels that it made for each, and freed buffers of
-    many sizes leave gaps. bert_lora begins with 1.1 GiB, and after 200 updates has 1.9.
+    The update with the longest rows goes first, untimed: it decides the memory. So do updates with a shape of their
+    own, which come after the timed ones, for some seconds: oneDNN keeps the kernels that it made for each, and freed
+    buffers of many sizes leave gaps. bert_lora begins with 1.1 GiB, and after 200 updates has 1.9.
 
     Args:
         shapes: whether the run computes all those shapes.
@@ -180,7 +181,7 @@ def _evaluation_seconds(trainer: Trainer) -> float:
 
 def _judge_largest_batches(trainer: Trainer) -> None:
     """Of the validation rows in the run's precision, and of the test rows by a second model in fp32, as the exported
-    one is judged: for the memory."""
+    one is judged: for the memory. In halves where there is not enough, as the run does it."""
     task, accelerator = trainer.task, trainer.accelerator
 
     def judge(model: torch.nn.Module, split: str) -> None:
@@ -188,9 +189,7 @@ def _judge_largest_batches(trainer: Trainer) -> None:
         lengths = rows.lengths
         batches = evaluation_batches(lengths, len(rows), MAX_ROWS, MAX_TOKENS)
         largest = max(batches, key=lambda some: len(some) * (1 if lengths is None else int(lengths[some].max())))
-        batch = task.collate(rows.__getitems__([RowKey(0, int(row)) for row in largest]))
-        with torch.inference_mode():
-            task.outputs(model.eval(), to_device(batch, accelerator.device))
+        predict_rows(model, SomeRows(rows, largest), task.collate, task.outputs, accelerator, split)
 
     judge(trainer.model, "valid")
     judge(copy.deepcopy(accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)), "test")

@@ -36,6 +36,24 @@ class Rows(Protocol):
         """The rows of the keys, in that order; anything random in them is a function of (seed, epoch, index)."""
 
 
+@dataclass(frozen=True)
+class SomeRows:
+    """Some rows of others, by index."""
+
+    rows: Rows
+    chosen: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        return None if self.rows.lengths is None else self.rows.lengths[self.chosen]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
+        return self.rows.__getitems__([RowKey(key.epoch, int(self.chosen[key.index])) for key in keys])
+
+
 class Judge(Protocol):
     """What a kind of task says of its outputs, [rows, K]; see `finetune.evaluation.judge`."""
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from finetune.data.batching import RowKey
 from finetune.data.tokens import TokenRows
 from finetune.evaluation.predict import mean_pooled, predict_rows
 from finetune.models import save_tokenizer
+from finetune.task import SomeRows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,24 +22,6 @@ if TYPE_CHECKING:
     from finetune.evaluation.baselines import Baseline
     from finetune.recipe import Recipe
     from finetune.task import Batch, Collate
-
-
-@dataclass(frozen=True)
-class SomeRows:
-    """Some rows of others, by index."""
-
-    rows: TokenRows
-    chosen: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.rows.lengths[self.chosen]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
-        return self.rows.__getitems__([RowKey(key.epoch, int(self.chosen[key.index])) for key in keys])
 
 
 def text_baselines(

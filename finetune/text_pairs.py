@@ -15,7 +15,8 @@ from finetune.evaluation.judge import ClassificationJudge
 from finetune.evaluation.predict import mean_pooled, predict_rows
 from finetune.evaluation.regression import RegressionJudge
 from finetune.objectives import balanced_class_weights, cross_entropy_sum, squared_error_sum, target_count
-from finetune.text_classification import SomeRows, label_maps, native_bf16
+from finetune.task import SomeRows
+from finetune.text_classification import label_maps, native_bf16
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

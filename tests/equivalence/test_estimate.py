@@ -54,3 +54,24 @@ def test_every_shape_is_met_and_no_weight_moves(tmp_path: Path, monkeypatch: pyt
     # 18 validation rows; of the 40 test rows the 32 longest, which the others are much shorter than.
     assert judged == [(18, True), (32, False)]
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_without_memory_for_the_largest_batch_it_goes_on_in_halves_as_a_run_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(tmp_path)
+    task, plain, judged = trainer.task, trainer.task.outputs, []
+
+    def short(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        rows = len(batch["input_ids"])
+        if rows > 16:
+            raise torch.OutOfMemoryError("no memory")
+        judged.append(rows)
+        return plain(model, batch)
+
+    task.outputs = short
+    _judge_largest_batches(trainer)
+    assert sum(judged) == 18 + 32
+    said = capsys.readouterr().err
+    assert "valid: no memory was left for 18 rows at a time" in said
+    assert "test: no memory was left for 32 rows at a time" in said

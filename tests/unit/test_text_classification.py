@@ -8,7 +8,8 @@ import pytest
 from finetune.data.batching import BatchPlan, RowKey
 from finetune.data.tokens import TokenRows
 from finetune.estimate import _computed_tokens, _duration, _padding
-from finetune.text_classification import SomeRows, label_maps, truncation_notes
+from finetune.task import SomeRows
+from finetune.text_classification import label_maps, truncation_notes
 
 pytestmark = pytest.mark.unit
 
