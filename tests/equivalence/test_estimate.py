@@ -72,6 +72,6 @@ def test_without_memory_for_the_largest_batch_it_goes_on_in_halves_as_a_run_does
     task.outputs = short
     _judge_largest_batches(trainer)
     assert sum(judged) == 18 + 32
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert "valid: no memory was left for 18 rows at a time" in said
     assert "test: no memory was left for 32 rows at a time" in said
