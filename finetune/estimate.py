@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import time
@@ -14,7 +13,7 @@ import torch
 
 from finetune.data.batching import BatchPlan, RowKey, evaluation_batches
 from finetune.data.updates import load_updates
-from finetune.evaluation.predict import MAX_ROWS, MAX_TOKENS, predict_rows, to_device
+from finetune.evaluation.predict import MAX_TOKENS, most_rows, predict_rows, to_device
 from finetune.hardware import peak_rss_mb
 from finetune.kernels import Kernels
 from finetune.state import capture
@@ -69,10 +68,11 @@ def print_plan(options: RunOptions) -> int:
     evaluations = sum(trainer.evaluation_due(update + 1) for update in range(plan.total_updates))
     evaluation = "on its kept output" if once else f"about {_duration(evaluations * _evaluation_seconds(trainer))}"
     _judge_largest_batches(trainer)
+    memory_gib = peak_rss_mb() / 2**10 + _exported_bytes(trainer) / 2**30
     lines += [
         ("training", f"about {_duration(seconds_per_token * work)}, from {TIMED_UPDATES} timed updates"),
         ("evaluation", f"{evaluation}, {evaluations} times on the {len(task.rows['valid']):,} validation rows"),
-        ("memory", f"about {peak_rss_mb() / 1024:.1f} GiB of {psutil.virtual_memory().total / 2**30:.0f} GiB"),
+        ("memory", f"about {memory_gib:.1f} GiB of {psutil.virtual_memory().total / 2**30:.0f} GiB"),
     ]
     for name, text in lines:
         print(f"{name:<12}{text}")
@@ -164,7 +164,7 @@ def _evaluation_seconds(trainer: Trainer) -> float:
     """Time of one evaluation, from a batch of typical rows; `trainer.model` computes in its precision by now."""
     task, rows, device = trainer.task, trainer.task.rows["valid"], trainer.accelerator.device
     lengths = rows.lengths
-    batches = evaluation_batches(lengths, len(rows), MAX_ROWS, MAX_TOKENS)
+    batches = evaluation_batches(lengths, len(rows), most_rows(rows, task.collate, device), MAX_TOKENS)
     costs = [len(batch) * (1 if lengths is None else int(lengths[batch].max())) for batch in batches]
     typical = batches[len(batches) // 2]
     if lengths is not None:
@@ -180,19 +180,32 @@ def _evaluation_seconds(trainer: Trainer) -> float:
 
 
 def _judge_largest_batches(trainer: Trainer) -> None:
-    """Of the validation rows in the run's precision, and of the test rows by a second model in fp32, as the exported
-    one is judged: for the memory. In halves where there is not enough, as the run does it."""
+    """Of the validation rows in the run's precision, and of the test rows in fp32, as the exported model is judged: for
+    the memory. In halves where there is not enough, as the run does it."""
     task, accelerator = trainer.task, trainer.accelerator
 
     def judge(model: torch.nn.Module, split: str) -> None:
         rows = task.rows[split]
         lengths = rows.lengths
-        batches = evaluation_batches(lengths, len(rows), MAX_ROWS, MAX_TOKENS)
+        most = most_rows(rows, task.collate, accelerator.device)
+        batches = evaluation_batches(lengths, len(rows), most, MAX_TOKENS)
         largest = max(batches, key=lambda some: len(some) * (1 if lengths is None else int(lengths[some].max())))
         predict_rows(model, SomeRows(rows, largest), task.collate, task.outputs, accelerator, split)
 
     judge(trainer.model, "valid")
-    judge(copy.deepcopy(accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)), "test")
+    judge(accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), "test")
+
+
+def _exported_bytes(trainer: Trainer) -> int:
+    """What the check of the export holds beside the trained model: the one that it loads back, in fp32.
+
+    Pages of its file take no freed memory's place, so this comes on top. Where an adapter is merged, the fp64 model
+    that tells rounding from error may be the larger one; that it will be needed is not known before.
+    """
+    from finetune.adapters.peft_adapter import PeftAdapter
+
+    width = 8 if isinstance(trainer.adapter, PeftAdapter) else 4
+    return width * sum(parameter.numel() for parameter in trainer.model.parameters())
 
 
 def _duration(seconds: float) -> str:

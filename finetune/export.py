@@ -127,6 +127,7 @@ def _save_and_check(task: Task, trainer: Trainer, folder: Path) -> dict[str, Any
         parts["adapter"] = difference(live, logits(loaded), adapter.tolerance())
         if 0.0 < adapter.tolerance() < parts["adapter"]["difference"]:
             parts["adapter"] |= _own_rounding(live, exact(copy.deepcopy(model)), adapter.tolerance())
+        del loaded  # the next one is loaded below: two at once would be this run's peak of memory
     if adapter.mergeable:
         parts["model"] = _save_plain(
             task, adapter, model, folder, lambda some: difference(live, logits(some), MERGE_TOLERANCE)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from finetune.task import Batch, Collate, Rows
 
 MAX_ROWS, MAX_TOKENS = 128, 8192
+# Numbers of a CPU's batch where rows are of one size: 16 images of 224 x 224. ResNet-18 took 0.63 of the time of its
+# first pass over 96 images that it took in one batch (0.65 in fp32), and 0.44 (0.84) GiB less memory.
+MAX_INPUTS = 16 * 3 * 224 * 224
 
 
 def predict_rows(
@@ -40,9 +43,9 @@ def predict_rows(
     Raises:
         TrainingError: there is no memory for a single row.
     """
-    divisor = 1
+    divisor, most = 1, most_rows(rows, collate, accelerator.device)
     while True:
-        batches = evaluation_batches(rows.lengths, len(rows), max(1, MAX_ROWS // divisor), MAX_TOKENS // divisor)
+        batches = evaluation_batches(rows.lengths, len(rows), max(1, most // divisor), MAX_TOKENS // divisor)
         found = _predict_batches(model, batches, rows, collate, outputs, accelerator, title)
         if found is not None:
             return found
@@ -52,6 +55,15 @@ def predict_rows(
             )
         divisor *= 2
         say(accelerator, f"{title}: no memory was left for {len(batches[0])} rows at a time; now with at most half.")
+
+
+def most_rows(rows: Rows, collate: Collate, device: torch.device) -> int:
+    """Rows of an evaluation batch, at most: fewer where they are large on a CPU, whose caches they would leave."""
+    if rows.lengths is not None or device.type != "cpu":
+        return MAX_ROWS
+    row = collate(rows.__getitems__([RowKey(0, 0)]))
+    numbers = sum(tensor.numel() for tensor in row.values() if tensor.is_floating_point())
+    return max(1, min(MAX_ROWS, MAX_INPUTS // max(1, numbers)))
 
 
 def _predict_batches(

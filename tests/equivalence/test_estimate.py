@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from finetune import estimate
 from finetune.data.updates import load_updates
-from finetune.estimate import _judge_largest_batches, _seconds_per_token
+from finetune.estimate import _exported_bytes, _judge_largest_batches, _seconds_per_token
 from finetune.kernels import Kernels
 from tests.trainers import make_trainer
 
@@ -50,9 +51,13 @@ def test_every_shape_is_met_and_no_weight_moves(tmp_path: Path, monkeypatch: pyt
         return plain_outputs(model, batch)
 
     task.outputs = noted_outputs
+    # The test rows are for a model that computes in fp32: what is left when Accelerate's wrapper of precision is off.
+    in_fp32 = copy.deepcopy(trainer.model)
+    monkeypatch.setattr(trainer.accelerator, "unwrap_model", lambda _, keep_fp32_wrapper: in_fp32)
     _judge_largest_batches(trainer)
     # 18 validation rows; of the 40 test rows the 32 longest, which the others are much shorter than.
     assert judged == [(18, True), (32, False)]
+    assert _exported_bytes(trainer) == 8 * sum(parameter.numel() for parameter in trainer.model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 

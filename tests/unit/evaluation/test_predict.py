@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.data.batching import RowKey
 from finetune.data.tokens import TokenRows, pad_tokens
 from finetune.evaluation import predict
-from finetune.evaluation.predict import mean_pooled, predict_rows
+from finetune.evaluation.predict import MAX_ROWS, mean_pooled, most_rows, predict_rows
 
 pytestmark = pytest.mark.unit
 
@@ -68,3 +69,40 @@ def test_the_mean_is_over_real_tokens_only() -> None:
     pooled = mean_pooled(hidden, torch.tensor([[1, 1, 0]]))
     assert pooled.tolist() == [[2.0, 3.0]]
     assert pooled.dtype == torch.float32
+
+
+class Pictures:
+    """Rows without lengths, each of so many numbers."""
+
+    lengths = None
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+
+    def __len__(self) -> int:
+        return 90
+
+    def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
+        return [{"pixels": torch.zeros(self.shape)} for _ in keys]
+
+
+def test_large_images_come_in_small_batches_on_a_cpu_alone() -> None:
+    def stacked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        pixels = torch.stack([row["pixels"] for row in rows])
+        return {"pixel_values": pixels, "labels": torch.zeros(len(rows), dtype=torch.int64)}
+
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert most_rows(Pictures(3, 224, 224), stacked, cpu) == 16
+    assert most_rows(Pictures(3, 2000, 2000), stacked, cpu) == 1
+    assert most_rows(Pictures(512), stacked, cpu) == most_rows(Pictures(3, 224, 224), stacked, gpu) == MAX_ROWS
+
+    shapes = []
+
+    def outputs(_: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        shapes.append(len(batch["pixel_values"]))
+        return batch["pixel_values"].flatten(1)[:, :1]
+
+    accelerator: Any = Rank(0, 1, [])
+    predict_rows(torch.nn.Linear(1, 1), Pictures(3, 224, 224), stacked, outputs, accelerator, "x")
+    assert max(shapes) == 16
+    assert sum(shapes) == 90
