@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from finetune.task import Batch, Collate, Rows
 
 MAX_ROWS, MAX_TOKENS = 128, 8192
-# Numbers of a CPU's batch where rows are of one size: 16 images of 224 x 224. A ResNet-18's first pass over 96 images took
-# 1.14 s in place of 1.83 in one batch (bf16, channels_last; in fp32's plain layout as long), and 0.4 GiB less memory.
+# Numbers of a CPU's batch where rows are of one size: 16 images of 224 x 224. A ResNet-18's first pass over 96 images
+# took 1.14 s in place of 1.83 in one batch (bf16, channels_last; as long in plain fp32), and 0.4 GiB less memory.
 MAX_INPUTS = 16 * 3 * 224 * 224
 
 
