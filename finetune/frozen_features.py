@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # What is kept of the encoder's output: its pooled vector, or the first token's. Heads read one of them.
 POOLED, FIRST_TOKEN = "pooled", "first token"
-PROBE_ROWS = 8
+PROBE_ROWS = 4
 # Of the largest logit, in fp32: the same numbers went through the same head, in a batch of another shape.
 TOLERANCE = 1e-5
 
@@ -95,11 +95,8 @@ def what_is_kept(task: Task, model: torch.nn.Module) -> tuple[str, str]:
     model.eval()
     try:
         with torch.inference_mode():
-            whole_BC = task.logits(model, batch)
-            for kept in (POOLED, FIRST_TOKEN):
-                features = _features(task, model, batch, kept)
-                if features is None:
-                    continue
+            whole_BC, found = _passed(task, model, batch)
+            for kept, features in found.items():
                 main = cast(Any, model).main_input_name
                 small = _Collate(main, _other_keys(task, model)).of(features, batch["labels"])
                 setattr(model, body_name, _Kept(kept))
@@ -120,23 +117,22 @@ def _close(whole_BC: torch.Tensor, other_BC: torch.Tensor) -> bool:
     return float((whole_BC - other_BC).abs().max()) <= TOLERANCE * max(1.0, float(whole_BC.abs().max()))
 
 
-def _features(task: Task, model: torch.nn.Module, batch: Batch, kept: str) -> torch.Tensor | None:
-    """What is kept of the encoder's output of each row, [rows, ...]; None where there is no such part."""
-    found: list[torch.Tensor | None] = []
+def _passed(task: Task, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits of a batch, and of the encoder's output what can be kept, each [rows, ...]."""
+    found: dict[str, torch.Tensor] = {}
 
     def look(_: torch.nn.Module, __: Any, output: Any) -> None:
-        if kept == POOLED:
-            found.append(getattr(output, "pooler_output", None))
-        else:
-            hidden = getattr(output, "last_hidden_state", None)
-            found.append(None if hidden is None or hidden.ndim != 3 else hidden[:, 0])
+        hidden = getattr(output, "last_hidden_state", None)
+        if (pooled := getattr(output, "pooler_output", None)) is not None:
+            found[POOLED] = pooled
+        if hidden is not None and hidden.ndim == 3:
+            found[FIRST_TOKEN] = hidden[:, 0]
 
     handle = getattr(model, cast(Any, model).base_model_prefix).register_forward_hook(look)
     try:
-        task.logits(model, batch)
+        return task.logits(model, batch), found
     finally:
         handle.remove()
-    return found[0] if found else None
 
 
 class _WhenAsked(dict[str, "Rows"]):
@@ -159,7 +155,7 @@ def _computed(trainer: Trainer, task: Task, split: str, kept: str) -> KeptRows:
 
     def outputs(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         with trainer.accelerator.autocast():
-            features = cast(torch.Tensor, _features(task, model, batch, kept))
+            features = _passed(task, model, batch)[1][kept]
         shapes.append(features.shape[1:])
         return features.flatten(1)
 

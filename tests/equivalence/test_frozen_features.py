@@ -33,11 +33,17 @@ def forwards(model: torch.nn.Module) -> list[int]:
     return passes
 
 
+def batches(trainer: Trainer, split: str) -> int:
+    rows = trainer.task.rows[split]
+    return len(evaluation_batches(rows.lengths, len(rows), MAX_ROWS, MAX_TOKENS))
+
+
 def fitted(trainer: Trainer, reuse: bool) -> tuple[list[dict[str, float]], int]:
-    passes = forwards(trainer.model)
+    passes, needed = forwards(trainer.model), batches(trainer, "train")
     trainer.adapter.reuse_features = reuse
     with reused_features(trainer):
         before = passes[0]
+        assert before == (1 + needed if reuse else 0)  # one pass tells what the head reads
         trainer.fit()
     return read_history(trainer.history.path), passes[0] - before
 
@@ -45,9 +51,8 @@ def fitted(trainer: Trainer, reuse: bool) -> tuple[list[dict[str, float]], int]:
 def compare(make: Callable[[str], Trainer]) -> None:
     trainers = make("reused"), make("plain")
     (reused, passes), (plain, plain_passes) = (fitted(some, some is trainers[0]) for some in trainers)
-    valid = trainers[1].task.rows["valid"]
-    batches = evaluation_batches(valid.lengths, len(valid), MAX_ROWS, MAX_TOKENS)
-    assert passes == len(batches)  # the validation rows once, when they are judged first; no training row
+    # The validation rows once, when they are judged first; no training row.
+    assert passes == batches(trainers[1], "valid")
     assert plain_passes >= 8 + 2 * passes
     assert len(reused) == len(plain) > 0
     for ours, theirs in zip(reused, plain, strict=True):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from finetune.bench.speed.starting import keeping_bytecode
 from finetune.errors import TrainingError
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
@@ -67,7 +67,7 @@ def _run(folder: Path, output: Path, settings: tuple[str, ...]) -> dict[str, Any
     call = [sys.executable, "-c", "from finetune.cli import console; console()", "run", "bert_cls"]
     call += ["--data", str(folder / "data"), "--output", str(output)]
     call += [part for setting in settings for part in ("--set", setting)]
-    environment = os.environ | {"FINETUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    environment = keeping_bytecode() | {"FINETUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(call, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise TrainingError(f"{' '.join(call[3:])} ended with status {done.returncode}:\n{done.stderr[-1500:]}")
