@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # What is kept of the encoder's output: its pooled vector, or the first token's. Heads read one of them.
 POOLED, FIRST_TOKEN = "pooled", "first token"
+# A few tell: that two ways of reading agree on any row to fp32's last digits is no accident. Large images are slow.
 PROBE_ROWS = 4
 # Of the largest logit, in fp32: the same numbers went through the same head, in a batch of another shape.
 TOLERANCE = 1e-5

@@ -48,7 +48,7 @@ def starting_times(run: Callable[[list[str], int], tuple[int, str]], threads: in
 
 
 def keeping_bytecode() -> dict[str, str]:
-    """The environment of a process that keeps what it compiles, as pip does: a run compiles three seconds long."""
+    """The environment of a process that keeps what it compiles: without, each run compiles for seconds."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from finetune.bench.speed import session as sessions
 from finetune.bench.speed.plans import parse_plan
 from finetune.bench.speed.rows import BEST, DEFAULT, OURS, ROWS, chosen
 from finetune.bench.speed.session import Session, peers_program, refuse_busy
+from finetune.bench.speed.starting import until_first_update
 from finetune.bench.speed.summary import BEGIN, END, documents, ratios, spread, summary, write_readme
 from finetune.bench.speed.useful import Products
 from finetune.cli import main
@@ -212,3 +214,13 @@ def test_a_plan_is_read_as_it_is_printed() -> None:
 
 def test_nothing_is_made_up_without_records(tmp_path: Path) -> None:
     assert summary(tmp_path) == {"rows": {}, "starting": {}, "plans": {}, "data": [], "busy_load": 0.0}
+
+
+def test_a_start_is_timed_where_bytecode_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    run = (
+        "import sys, time; from pathlib import Path; folder = Path(sys.argv[-1]); folder.mkdir(parents=True)\n"
+        "if sys.dont_write_bytecode: sys.exit('compiled in vain')\n"
+        "(folder / 'history.jsonl').touch(); time.sleep(60)"
+    )
+    assert 0 < until_first_update([sys.executable, "-c", run]) < 50
