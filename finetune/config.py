@@ -129,7 +129,8 @@ class TrainSettings(Section):
     fast_lora: bool = True
     """LoRA's linear layers in bf16 on CPUs in fewer passes than PEFT's: the same but for rounding."""
     reuse_memory: bool = True
-    """Keep freed memory for the next step instead of giving it back (CPUs): faster, and the process stays large."""
+    """Keep freed memory for the next step instead of giving it back (CPUs): faster, and the process stays large. Few
+    compiled products are kept for it where rows have many lengths."""
     eval_every_updates: Annotated[int, Field(ge=1)] | None = None
     """Evaluate on the validation split this often. `none` evaluates at the end of each epoch."""
     early_stop_evals: Annotated[int, Field(ge=1)] | None = None

@@ -123,11 +123,13 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
     from finetune.adapters.adapter import leave_fixed
     from finetune.data.batching import BatchPlan
     from finetune.gradients import Averaged, InOrder
+    from finetune.hardware import keep_few_products
     from finetune.models import check_positions
     from finetune.randomness import seed_torch
     from finetune.trainer import Trainer
 
     settings, adapter, rows = loaded.recipe.train, loaded.recipe.adapter, task.rows["train"]
+    keep_few_products(settings.reuse_memory and rows.lengths is not None)
     lengths = rows.lengths if settings.length_buckets else None
     plan = BatchPlan(len(rows), lengths, settings.batch_size, settings.epochs, settings.seed, settings.max_updates)
     check_positions(

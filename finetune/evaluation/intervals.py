@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -74,5 +74,5 @@ def basic_interval(value: float, samples: Floats) -> tuple[float, float]:
 
 def exact_share_interval(right: int, rows: int) -> tuple[float, float]:
     """Clopper-Pearson interval of a share; for 0 or all rows, where every resample is the same and says nothing."""
-    interval = stats.binomtest(right, rows).proportion_ci(LEVEL, method="exact")
+    interval = scipy.stats.binomtest(right, rows).proportion_ci(LEVEL, method="exact")
     return float(interval.low), float(interval.high)

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.evaluation.metrics import classification_metrics, classification_values
-from finetune.evaluation.paired import accuracy_gain
-
 
 class ClassificationJudge:
     """Judges class probabilities, [rows, classes], by split.
@@ -36,6 +33,8 @@ class ClassificationJudge:
 
     def quick(self, split: str, outputs: npt.ArrayLike) -> dict[str, float]:
         """Values for evaluations in the middle of a run; `loss` is the mean negative log-likelihood."""
+        from finetune.evaluation.metrics import classification_values  # scikit-learn takes 0.7 s: not before it is due
+
         values = classification_values(outputs, self.labels[split], self.names, self.positive)
         true = np.asarray(outputs, dtype=np.float64)[np.arange(len(self.labels[split])), self.labels[split]]
         return {
@@ -45,10 +44,14 @@ class ClassificationJudge:
 
     def judge(self, split: str, outputs: npt.ArrayLike) -> dict[str, Any]:
         """What run.json holds of a split: `metrics` with 95 % intervals, and the tables `per_class` and `confusion`."""
+        from finetune.evaluation.metrics import classification_metrics
+
         return classification_metrics(outputs, self.labels[split], self.names, self.seed, self.positive).as_dict()
 
     def gain(self, split: str, outputs: npt.ArrayLike, baseline: npt.ArrayLike) -> dict[str, Any]:
         """The paired gain of the outputs over a baseline's on the same rows."""
+        from finetune.evaluation.paired import accuracy_gain
+
         labels = self.labels[split]
         right, baseline_right = (np.asarray(some).argmax(axis=1) == labels for some in (outputs, baseline))
         return accuracy_gain(right, baseline_right, self.seed).as_dict()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from finetune.data.blocks import Blocks
 from finetune.data.conversations import ChatRows
@@ -71,7 +71,7 @@ def perplexity_reduction(after: DocumentLosses, before: DocumentLosses, seed: in
 
     value = float(resampled(np.arange(count)[None, :])["fell"][0])
     per_token = difference / tokens
-    p = float(stats.wilcoxon(per_token).pvalue) if per_token.any() else 1.0
+    p = float(scipy.stats.wilcoxon(per_token).pvalue) if per_token.any() else 1.0
     return Gain(
         "perplexity_reduction", value, *percentile_interval(bootstrap(resampled, count, seed)["fell"]), count, p
     )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from finetune.data.masking import MaskedBlocks
 from finetune.evaluation.intervals import Floats, Interval, Ints, bootstrap, percentile_interval
@@ -73,7 +73,7 @@ class MaskedJudge:
         value = float(resampled(_each(after))["fell"][0])
         interval = percentile_interval(bootstrap(resampled, len(difference), self.seed)["fell"])
         per_token = difference / after.tokens
-        p = float(stats.wilcoxon(per_token).pvalue) if per_token.any() else 1.0
+        p = float(scipy.stats.wilcoxon(per_token).pvalue) if per_token.any() else 1.0
         gain = Gain("masked_perplexity_reduction", value, *interval, len(difference), p)
         return {**gain.as_dict(), "test": "Wilcoxon"}
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from finetune.evaluation.intervals import RESAMPLES, Interval, percentile_interval
 
@@ -61,7 +61,7 @@ def mcnemar_p(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> float:
     only_a, only_b = int(np.sum(a > b)), int(np.sum(a < b))
     if only_a + only_b == 0:
         return 1.0
-    return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+    return float(scipy.stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
 def accuracy_gain(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike, seed: int) -> Gain:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from finetune.evaluation.intervals import RESAMPLES, Floats, Interval, Ints, bootstrap, percentile_interval
 from finetune.evaluation.paired import Gain
@@ -104,7 +104,7 @@ def _scores(x_SR: Floats, y_SR: Floats) -> dict[str, Floats]:
 
 
 def _ranks(values_SR: Floats) -> Floats:
-    ranks: Floats = stats.rankdata(values_SR, axis=1)
+    ranks: Floats = scipy.stats.rankdata(values_SR, axis=1)
     return ranks
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from finetune.errors import DataError
 from finetune.evaluation.intervals import Floats, Ints
@@ -94,7 +94,7 @@ def _of_numbers(stored: Stored, metric: str) -> Callable[[Ints], Floats]:
             error = a - b
             return (error**2 if metric == "mse" else np.abs(error)).mean(axis=1)
         if metric == "spearman":  # ranks anew in each sample: ties of repeated rows share theirs
-            a, b = stats.rankdata(a, axis=1), stats.rankdata(b, axis=1)
+            a, b = scipy.stats.rankdata(a, axis=1), scipy.stats.rankdata(b, axis=1)
         a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
         norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
         return np.divide((a * b).sum(axis=1), norm, out=np.zeros_like(norm), where=norm > 0)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import psutil
 import pytest
 import torch
 
 from finetune.errors import ConfigError
-from finetune.hardware import choose_precision, describe, peak_rss_mb, use_threads
+from finetune.hardware import KEPT_PRODUCTS, choose_precision, describe, peak_rss_mb, use_threads
 
 pytestmark = pytest.mark.unit
 
@@ -76,3 +78,27 @@ def test_the_description_is_of_this_machine() -> None:
     assert told["cores"] == psutil.cpu_count(logical=False)
     assert (told["processes"], told["threads"]) == (2, 3)
     assert 10 < peak_rss_mb() < 100_000
+
+
+COMPILED = """
+import sys, torch
+from finetune.hardware import KEPT_PRODUCTS, keep_few_products
+keep_few_products(sys.argv[1] == "wanted")
+for rows in [*range(64, KEPT_PRODUCTS + 75), 64]:  # the first is asked for again when too many others came between
+    torch.mm(torch.ones(rows, 32, dtype=torch.bfloat16), torch.ones(32, 32, dtype=torch.bfloat16))
+"""
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no oneDNN product in bf16 here")
+def test_few_compiled_products_are_kept_unless_the_user_set_a_number() -> None:
+    def compiled(wanted: str, **others: str) -> int:
+        environment = {key: value for key, value in os.environ.items() if "PRIMITIVE_CACHE" not in key}
+        environment |= {"ONEDNN_VERBOSE": "profile_create", **others}
+        line = [sys.executable, "-c", COMPILED, wanted]
+        found = subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
+        return found.count("create:cache_miss")
+
+    different = KEPT_PRODUCTS + 11
+    assert compiled("not wanted") == different
+    assert compiled("wanted") == different + 1
+    assert compiled("wanted", ONEDNN_PRIMITIVE_CACHE_CAPACITY="500") == different

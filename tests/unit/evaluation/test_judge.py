@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -62,3 +65,13 @@ def test_columns_name_label_and_prediction_of_each_row() -> None:
     assert columns["label"] == [NAMES[index] for index in LABELS["test"]]
     assert columns["prediction"] == [NAMES[int(np.argmax(row))] for row in OUTPUTS["test"]]
     assert np.array_equal(np.stack(columns["probabilities"]), OUTPUTS["test"])
+
+
+def test_a_run_does_not_wait_for_scikit_learn_before_it_judges() -> None:
+    code = (
+        "import sys, finetune.evaluation.judge, finetune.evaluation.regression, finetune.evaluation.language\n"
+        "import finetune.evaluation.masked, finetune.trainer, finetune.sentence_classification\n"
+        "print({'sklearn', 'scipy.stats'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
