@@ -67,10 +67,15 @@ def test_columns_name_label_and_prediction_of_each_row() -> None:
     assert np.array_equal(np.stack(columns["probabilities"]), OUTPUTS["test"])
 
 
-def test_a_run_does_not_wait_for_scikit_learn_before_it_judges() -> None:
+def test_what_trains_does_not_wait_for_scikit_learn() -> None:
+    """It takes 0.7 s: a run without baselines needs it when it judges first."""
     code = (
-        "import sys, finetune.evaluation.judge, finetune.evaluation.regression, finetune.evaluation.language\n"
-        "import finetune.evaluation.masked, finetune.trainer, finetune.sentence_classification\n"
+        "import sys\n"
+        "import finetune.evaluation.entities, finetune.evaluation.judge, finetune.evaluation.language\n"
+        "import finetune.evaluation.masked, finetune.evaluation.regression\n"
+        "import finetune.contrastive, finetune.image_classification, finetune.language_modeling\n"
+        "import finetune.masked_language_modeling, finetune.sentence_classification, finetune.text_classification\n"
+        "import finetune.text_pairs, finetune.token_classification, finetune.results, finetune.trainer\n"
         "print({'sklearn', 'scipy.stats'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
