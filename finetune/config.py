@@ -128,6 +128,9 @@ class TrainSettings(Section):
     frozen encoder): the same but for rounding."""
     fast_lora: bool = True
     """LoRA's linear layers in bf16 on CPUs in fewer passes than PEFT's: the same but for rounding."""
+    skip_padding: bool = True
+    """Compute real tokens only where rows of unlike length meet (BERT on CPUs, with `length_buckets=false`): the same
+    but for rounding and other dropout masks."""
     reuse_memory: bool = True
     """Keep freed memory for the next step instead of giving it back (CPUs): faster, and the process stays large. Few
     compiled products are kept for it where rows have many lengths."""

@@ -51,12 +51,13 @@ def print_plan(options: RunOptions) -> int:
     ]
     if task.data.labels:
         lines.insert(2, ("labels", f"{len(task.data.labels)}: {', '.join(task.data.labels[:10])}"))
-    if lengths is not None:
-        with_buckets, without = (_padding(plan, lengths if yes else None, lengths) for yes in (True, False))
-        lines.append(("padding", f"{with_buckets:.1%} of the tokens computed ({without:.1%} without length buckets)"))
-    lines += [("note", note) for note in (*task.data.notes, *task.notes)]
     once, kernels = reuses_features(trainer), Kernels(accelerator.device, settings)
     faster = [] if once else kernels.in_use(trainer.model, precision != "fp32", task.kind == "text-generation")
+    if lengths is not None:
+        with_buckets, without = (_padding(plan, lengths if yes else None, lengths) for yes in (True, False))
+        padding = f"{with_buckets:.1%} of the tokens computed ({without:.1%} without length buckets)"
+        lines.append(("padding", "left out of the encoder" if "train.skip_padding" in faster else padding))
+    lines += [("note", note) for note in (*task.data.notes, *task.notes)]
     faster += ["train.length_buckets"] if lengths is not None and settings.length_buckets else []
     if faster:
         lines.append(("faster by", f"{', '.join(faster)}; =false switches one off"))
@@ -138,7 +139,7 @@ def _seconds_per_token(trainer: Trainer, kernels: Kernels, shapes: bool) -> floa
         started = time.monotonic()
         trainer.adapter.train_mode(model)
         update = updates.dataset[keys]
-        with kernels.used():  # as the loop does it
+        with kernels.used(trainer.model):  # as the loop does it
             for micro in update.micro_batches:
                 accelerator.backward(task.loss_sum(model, to_device(micro.batch, device)) / update.rows)
         accelerator.clip_grad_norm_(trainer.model.parameters(), settings.clip_grad_norm or math.inf)

@@ -160,7 +160,7 @@ def _computed(trainer: Trainer, task: Task, split: str, kept: str) -> KeptRows:
         shapes.append(features.shape[1:])
         return features.flatten(1)
 
-    with Kernels(trainer.accelerator.device, trainer.settings).used():
+    with Kernels(trainer.accelerator.device, trainer.settings).used(trainer.model):
         found_RK = predict_rows(trainer.model, rows, task.collate, outputs, trainer.accelerator, f"features of {split}")
     return KeptRows(rows, found_RK.reshape(len(rows), *shapes[0]))
 

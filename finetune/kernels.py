@@ -11,6 +11,7 @@ import torch
 from finetune.attention import fast_attention
 from finetune.dropout import fast_dropout
 from finetune.low_rank import fast_lora, is_plain
+from finetune.padding import has_encoder, without_padding
 
 if TYPE_CHECKING:
     from finetune.config import TrainSettings
@@ -36,17 +37,20 @@ class Kernels:
             "fast_dropout": drops,
             "fast_attention": causal and low_precision,
             "fast_lora": low_precision and any(is_plain(module) for module in model.modules()),
+            "skip_padding": has_encoder(model) and not self.settings.length_buckets,
             "reuse_memory": True,
         }
         return [f"train.{key}" for key, useful in of_use.items() if useful and getattr(self.settings, key)]
 
     @contextmanager
-    def used(self) -> Iterator[None]:
+    def used(self, model: torch.nn.Module) -> Iterator[None]:
         """A context for forward and backward passes of training."""
         device, settings = self.device, self.settings
         with (
             fast_dropout(device, settings.fast_dropout),
             fast_attention(device, settings.fast_attention),
             fast_lora(device, settings.fast_lora),
+            # Batches of like lengths have next to no padding.
+            without_padding(model, device, settings.skip_padding and not settings.length_buckets),
         ):
             yield

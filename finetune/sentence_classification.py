@@ -91,10 +91,19 @@ def write_mean_pooling(model: Any) -> None:
 
 def encoded(model: Any, batch: Batch) -> torch.Tensor:
     """Hidden states of the last layer of the encoder itself, below the pooling layer: [texts, tokens, width]."""
-    hidden = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
-    ).hidden_states
-    return hidden[-2]
+    from transformers.models.bert.modeling_bert import BertEncoder
+
+    encoder: Any = next(module for module in model.modules() if isinstance(module, BertEncoder))
+    found: list[torch.Tensor] = []
+    hook = encoder.register_forward_hook(lambda *call: found.append(call[-1].last_hidden_state))
+    # Called as a whole all the same: with several processes the outermost module is what reduces gradients.
+    layers, encoder.layer = encoder.layer, encoder.layer[:-1]
+    try:
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    finally:
+        encoder.layer = layers
+        hook.remove()
+    return found[0]
 
 
 def sentence_features(bert: Any, batch: Batch) -> torch.Tensor:

@@ -145,7 +145,7 @@ class Trainer:
             seed_torch(self.settings.seed, "dropout", number, micro.number)
             return self.task.loss_sum(model, to_device(micro.batch, accelerator.device)) * (not micro.is_empty)
 
-        with self.kernels.used():
+        with self.kernels.used(model):
             sums = self.gradients.accumulate(
                 model, micro_batches, shard_loss_sum, count, lambda: self.adapter.penalty(model)
             )

@@ -9,10 +9,11 @@ Method    SetFit (arXiv:2209.11055) with the settings of its repository: pairs a
           Warm-up is 6 % of the updates, SetFit's 10 %
 Model     all-MiniLM-L6-v2 (22.7 M parameters) from PyPI; other BERTs with --set model.name=BAAI/bge-small-en-v1.5
 Data      movie_snippets, 8 training rows of each class, drawn by the seed; or your own with --data
-Hardware  1 CPU core with AVX512-BF16 (bf16), 1.8 GB of memory; any GPU that torch sees
-Time      1 min 13 s on that core without baselines, of which training 37 s (40 updates)
-Expected  test accuracy 0.645 ± 0.038 (seeds 0 to 2, each with other rows: 0.689, 0.620, 0.627); of seeds 1 and 2
-          5.2 and 2.0 points above a probe of the same rows. Ten draws of other data: recipes/tables/setfit_8shot.toml
+Hardware  1 CPU core with AVX512-BF16 (bf16), 1.9 GB of memory; any GPU that torch sees
+Time      1 min 9 s on that core without baselines, of which training 28 s (40 updates)
+Expected  test accuracy 0.641 ± 0.037 (seeds 0 to 2, each with other rows: 0.684, 0.618, 0.622), 5.1, 5.0 and 1.5
+          points above a probe of the same rows, the last not distinguishable. Ten draws of other data:
+          recipes/tables/setfit_8shot.toml
 """
 
 from transformers import AutoModelForSequenceClassification

@@ -27,6 +27,6 @@ def test_a_plan_names_what_a_model_makes_use_of() -> None:
 @pytest.mark.parametrize("wanted", [True, False])
 def test_they_are_in_place_for_as_long_as_an_update_runs(wanted: bool) -> None:
     own = F.dropout, F.scaled_dot_product_attention
-    with Kernels(CPU, TrainSettings(fast_dropout=wanted, fast_attention=wanted)).used():
+    with Kernels(CPU, TrainSettings(fast_dropout=wanted, fast_attention=wanted)).used(torch.nn.Linear(1, 1)):
         assert (F.dropout is own[0], F.scaled_dot_product_attention is own[1]) == (not wanted, not wanted)
     assert (F.dropout, F.scaled_dot_product_attention) == own
