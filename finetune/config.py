@@ -131,6 +131,9 @@ class TrainSettings(Section):
     skip_padding: bool = True
     """Compute real tokens only where rows of unlike length meet (BERT on CPUs, with `length_buckets=false`): the same
     but for rounding and other dropout masks."""
+    skip_unread: bool = True
+    """Compute of the last layer what the head reads, the first token (BERT classifiers on CPUs, with
+    `length_buckets=true`): the same but for rounding and other dropout masks."""
     reuse_memory: bool = True
     """Keep freed memory for the next step instead of giving it back (CPUs): faster, and the process stays large. Few
     compiled products are kept for it where rows have many lengths."""

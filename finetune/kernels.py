@@ -10,6 +10,7 @@ import torch
 
 from finetune.attention import fast_attention
 from finetune.dropout import fast_dropout
+from finetune.first_token import first_token_only, last_layer
 from finetune.low_rank import fast_lora, is_plain
 from finetune.padding import has_encoder, without_padding
 
@@ -37,7 +38,8 @@ class Kernels:
             "fast_dropout": drops,
             "fast_attention": causal and low_precision,
             "fast_lora": low_precision and any(is_plain(module) for module in model.modules()),
-            "skip_padding": has_encoder(model) and not self.settings.length_buckets,
+            "skip_padding": self._skips_padding(model),
+            "skip_unread": last_layer(model) is not None and not self._skips_padding(model),
             "reuse_memory": True,
         }
         return [f"train.{key}" for key, useful in of_use.items() if useful and getattr(self.settings, key)]
@@ -45,12 +47,17 @@ class Kernels:
     @contextmanager
     def used(self, model: torch.nn.Module) -> Iterator[None]:
         """A context for forward and backward passes of training."""
-        device, settings = self.device, self.settings
+        device, settings, skips_padding = self.device, self.settings, self._skips_padding(model)
         with (
             fast_dropout(device, settings.fast_dropout),
             fast_attention(device, settings.fast_attention),
             fast_lora(device, settings.fast_lora),
-            # Batches of like lengths have next to no padding.
-            without_padding(model, device, settings.skip_padding and not settings.length_buckets),
+            without_padding(model, device, skips_padding),
+            # One of the two: without padding there is no row whose first token could be taken.
+            first_token_only(model, device, settings.skip_unread and not skips_padding),
         ):
             yield
+
+    def _skips_padding(self, model: torch.nn.Module) -> bool:
+        """Batches of like lengths have next to none."""
+        return self.settings.skip_padding and not self.settings.length_buckets and has_encoder(model)

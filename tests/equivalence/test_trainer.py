@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from finetune.data.batching import RowKey
 from finetune.history import read_history
+from finetune.kernels import Kernels
 from tests.trainers import make_trainer
 
 pytestmark = pytest.mark.equivalence
@@ -32,8 +33,12 @@ def largest_difference(one: torch.nn.Module, other: torch.nn.Module) -> float:
         return max(float((value - others[name]).abs().max()) for name, value in one.named_parameters())
 
 
-def test_one_update_equals_plain_pytorch(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, "train.max_updates=1", "train.lr_warmup_updates=0", "train.lr=1e-3")
+# AdamW's first step is as long for a gradient of next to nothing as for any other, so rounding that is another, as in a
+# last layer of one token, shows there.
+@pytest.mark.parametrize(("skip_unread", "nearest"), [("false", 1e-6), ("true", 5e-5)])
+def test_one_update_equals_plain_pytorch(skip_unread: str, nearest: float, tmp_path: Path) -> None:
+    settings = ("train.max_updates=1", "train.lr_warmup_updates=0", "train.lr=1e-3")
+    trainer = make_trainer(tmp_path, *settings, f"train.skip_unread={skip_unread}")
     model = copy.deepcopy(trainer.model)
     keys = next(trainer.plan.updates())
     rows = trainer.task.rows["train"].__getitems__(keys)
@@ -61,7 +66,7 @@ def test_one_update_equals_plain_pytorch(tmp_path: Path) -> None:
     line = read_history(tmp_path / "history.jsonl")[0]
     assert line["loss"] == pytest.approx(loss.item(), rel=1e-6)
     assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
-    assert largest_difference(trainer.model, model) < 1e-6
+    assert largest_difference(trainer.model, model) < nearest
 
 
 def test_ten_updates_equal_transformers_trainer(tmp_path: Path) -> None:
@@ -138,7 +143,9 @@ def test_dropout_is_a_function_of_the_update_and_not_of_what_ran_before(tmp_path
 
     torch.rand(7)
     seed_torch(0, "dropout", 2, 0)
-    loss = alone.task.loss_sum(alone.model, alone.task.collate(alone.task.rows["train"].__getitems__(keys))) / len(keys)
+    batch = alone.task.collate(alone.task.rows["train"].__getitems__(keys))
+    with Kernels(torch.device("cpu"), alone.settings).used(alone.model):
+        loss = alone.task.loss_sum(alone.model, batch) / len(keys)
     assert losses(tmp_path / "all")[2] == pytest.approx(loss.item(), rel=1e-5)
     without = make_trainer(tmp_path / "none", *settings[1:])
     without.fit()

@@ -83,7 +83,10 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         found["accuracy"] = _accuracy(task, trainer.model, accelerator)
         found["updates"] = progress.update
     if calls is not None:
-        found["useful"] = calls.useful(found["tokens"], worked_lengths(trainer, timed.start, len(ends)), seconds)
+        lengths = worked_lengths(trainer, timed.start, len(ends))
+        faster = trainer.kernels.in_use(trainer.model, precision != "fp32", causal=False)
+        one_token_layers = int("train.skip_unread" in faster)
+        found["useful"] = calls.useful(found["tokens"], lengths, seconds, one_token_layers)
     return found
 
 

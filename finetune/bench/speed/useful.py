@@ -19,10 +19,12 @@ class Products:
 
     Attributes:
         calls: (rows, inputs, outputs, input has a gradient, weight has one) and how often.
+        rows: how many each layer saw.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.calls: Counter[tuple[int, int, int, bool, bool]] = Counter()
+        self.rows: Counter[torch.nn.Module] = Counter()
         self.model = model
         linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
         self.handles = [module.register_forward_hook(self._note) for module in linear]
@@ -46,6 +48,7 @@ class Products:
             self._count(layer.lora_B[name], rows, True)
 
     def _count(self, module: Any, rows: int, to_input: bool) -> None:
+        self.rows[module] += rows
         self.calls[rows, module.in_features, module.out_features, to_input, module.weight.requires_grad] += 1
 
     def stop(self) -> None:
@@ -53,7 +56,9 @@ class Products:
         for handle in self.handles:
             handle.remove()
 
-    def useful(self, tokens: int, lengths: Sequence[int], seconds: float) -> dict[str, float]:
+    def useful(
+        self, tokens: int, lengths: Sequence[int], seconds: float, one_token_layers: int = 0
+    ) -> dict[str, float]:
         """GFLOP/s of useful work, of `torch.mm` in bf16 (fp32 where that is computed in), and their ratio.
 
         Useful are the products of linear layers and of attention for real tokens: padding, masks and everything else
@@ -63,17 +68,14 @@ class Products:
             tokens: real tokens of the timed updates.
             lengths: tokens of each of their rows.
             seconds: the time of those updates.
+            one_token_layers: layers that compute a row's first token only (`train.skip_unread`).
         """
         # The layer that sees the most rows sees every token, padding included.
-        most: Counter[tuple[int, int, bool, bool]] = Counter()
-        for (rows, *rest), count in self.calls.items():
-            most[tuple(rest)] += rows * count  # type: ignore[index]
-        layers = Counter(
-            (m.in_features, m.out_features) for m in self.model.modules() if isinstance(m, torch.nn.Linear)
-        )
-        padded = max(total / layers[key[0], key[1]] for key, total in most.items())
+        padded = max(self.rows.values())
         flop = sum(2.0 * rows * i * o * (1 + x + w) * count for (rows, i, o, x, w), count in self.calls.items())
-        useful = flop / padded * tokens + sum(_attention_flop(self.model, length) for length in lengths)
+        useful = flop / padded * tokens + sum(
+            _attention_flop(self.model, length, one_token_layers) for length in lengths
+        )
         reached = self._mm_gflops()
         rate = useful / seconds / 1e9
         return {"useful_gflops": rate, "mm_gflops": reached, "share": rate / reached}
@@ -103,10 +105,11 @@ class Products:
         return flop / spent / 1e9
 
 
-def _attention_flop(model: Any, length: int) -> float:
+def _attention_flop(model: Any, length: int, one_token_layers: int) -> float:
     """Both products of attention over a row, forward and backward: causal attention needs half of them."""
     config = model.config
     heads = config.num_attention_heads
     width = (getattr(config, "head_dim", None) or config.hidden_size // heads) * heads
-    full = 12.0 * config.num_hidden_layers * width * length * length
+    queries = (config.num_hidden_layers - one_token_layers) * length + one_token_layers
+    full = 12.0 * queries * width * length
     return full if config.model_type == "bert" else full / 2

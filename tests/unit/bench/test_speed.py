@@ -186,6 +186,30 @@ def test_useful_work_counts_real_tokens_of_every_product_that_is_needed() -> Non
     got = products.useful(tokens=50, lengths=[5] * 10, seconds=2.0)
     assert got["useful_gflops"] == pytest.approx((linear + attention) / 2.0 / 1e9)
     assert got["share"] == pytest.approx(got["useful_gflops"] / got["mm_gflops"])
+    # A layer that computes one token of a row: its one query looks at five keys.
+    got = products.useful(tokens=50, lengths=[5] * 10, seconds=2.0, one_token_layers=1)
+    attention = (2 * 5 + 1) * 3 * 2 * (2 * 5 * 64) * 10
+    assert got["useful_gflops"] == pytest.approx((linear + attention) / 2.0 / 1e9)
+
+
+def test_useful_work_of_a_layer_that_sees_fewer_rows_is_that_of_those_rows() -> None:
+    class Model(torch.nn.Module):
+        config = type(
+            "Config", (), {"model_type": "bert", "num_attention_heads": 2, "hidden_size": 64, "num_hidden_layers": 0}
+        )
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x)[:, :1])
+
+    products = Products(model := Model())
+    model(torch.randn(10, 8, 64))  # 80 places for the first, 10 for the second
+    got = products.useful(tokens=40, lengths=[4] * 10, seconds=1.0)
+    # The first without its padding; the second, whose input has a gradient too, in the same proportion.
+    assert got["useful_gflops"] == pytest.approx((2 * 2 * 80 + 3 * 2 * 10) * 64 * 64 / 2 / 1e9)
 
 
 def test_products_of_an_adapted_layer_are_counted_however_it_computes_them() -> None:
