@@ -22,6 +22,52 @@ def last_layer(model: torch.nn.Module) -> Any:
     A layer that is not trained is none: a run may read the layers below it (few_shot_cls), or keep what a frozen
     encoder found.
     """
+    classifier = _classifier(model)
+    return None if classifier is None else classifier.bert.encoder.layer[-1]
+
+
+@contextmanager
+def first_token_only(model: torch.nn.Module, device: torch.device, wanted: bool) -> Iterator[None]:
+    """A context in which a BERT classifier's last layer computes its first token only, on the CPU; nothing elsewhere.
+
+    Where the classifier is asked for its hidden states, or its encoder is called by itself, the layer is whole. A hook
+    that reads its other tokens all the same finds NaN there, which no loss survives unseen.
+    """
+    classifier = _classifier(model) if wanted and device.type == "cpu" else None
+    if classifier is None:
+        yield
+        return
+    layer = classifier.bert.encoder.layer[-1]
+    whole_layer, whole_model, own = layer.forward, classifier.forward, vars(classifier).get("forward")
+    reads_one_token = [False]
+
+    def model_forward(*arguments: Any, **named: Any) -> Any:
+        asked = named.get("output_hidden_states")
+        reads_one_token[0] = not (classifier.config.output_hidden_states if asked is None else asked)
+        try:
+            return whole_model(*arguments, **named)
+        finally:
+            reads_one_token[0] = False
+
+    def layer_forward(hidden_states: torch.Tensor, attention_mask: Any = None, *more: Any, **named: Any) -> Any:
+        others = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
+        unusual = any(some is not None for some in (*more, *(named.get(name) for name in others)))
+        if unusual or not reads_one_token[0]:
+            return whole_layer(hidden_states, attention_mask, *more, **named)
+        first_B1D = _first_token(layer, hidden_states, attention_mask)
+        return F.pad(first_B1D, (0, 0, 0, hidden_states.shape[1] - 1), value=torch.nan)
+
+    layer.forward, classifier.forward = layer_forward, model_forward
+    try:
+        yield
+    finally:
+        del layer.forward, classifier.forward  # the classes' own show again
+        if own is not None:
+            classifier.forward = own  # Accelerate's
+
+
+def _classifier(model: torch.nn.Module) -> Any:
+    """A BERT sequence classifier in the model whose last layer is trained and can be computed in part, or None."""
     known = sys.modules.get("transformers.models.bert.modeling_bert")  # a model of it has imported it
     if known is None:
         return None
@@ -31,36 +77,8 @@ def last_layer(model: torch.nn.Module) -> Any:
             config, layer = module.config, module.bert.encoder.layer[-1]
             plain = config._attn_implementation == "sdpa" and not config.is_decoder and not config.add_cross_attention
             trained = any(parameter.requires_grad for parameter in layer.parameters())
-            return layer if plain and trained and module.bert.pooler is not None else None
+            return module if plain and trained and module.bert.pooler is not None else None
     return None
-
-
-@contextmanager
-def first_token_only(model: torch.nn.Module, device: torch.device, wanted: bool) -> Iterator[None]:
-    """A context in which a BERT classifier's last layer computes its first token only, on the CPU; nothing elsewhere.
-
-    The encoder's last hidden states are [rows, 1, width] in it.
-    """
-    layer = last_layer(model) if wanted and device.type == "cpu" else None
-    if layer is None:
-        yield
-        return
-    plain = layer.forward
-
-    def forward(
-        hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *more: Any, **named: Any
-    ) -> Any:
-        others = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
-        if any(some is not None for some in more) or any(named.get(name) is not None for name in others):
-            found: torch.Tensor = plain(hidden_states, attention_mask, *more, **named)
-            return found
-        return _first_token(layer, hidden_states, attention_mask)
-
-    layer.forward = forward
-    try:
-        yield
-    finally:
-        del layer.forward  # the class's own shows again
 
 
 def _first_token(layer: Any, hidden_BTD: torch.Tensor, mask_B1TT: torch.Tensor | None) -> torch.Tensor:

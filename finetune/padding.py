@@ -89,7 +89,7 @@ def without_padding(model: torch.nn.Module, device: torch.device, wanted: bool) 
         return packed_ND.view(1, len(packed_ND), *found_BTHD.shape[2:]).transpose(1, 2)
 
     for encoder in encoders:
-        encoder.forward = _without_padding(encoder.forward, layouts)
+        encoder.forward = _without_padding(encoder, layouts)
     F.scaled_dot_product_attention = attention
     try:
         yield
@@ -106,15 +106,20 @@ def _by_text(x_1HND: torch.Tensor, layout: Layout) -> torch.Tensor:
     return x_BTX.view(*x_BTX.shape[:2], heads, width).transpose(1, 2)
 
 
-def _without_padding(forward: Any, layouts: list[Layout]) -> Any:
-    """An encoder's forward that drops padding before its layers and puts it back after them."""
+def _without_padding(encoder: Any, layouts: list[Layout]) -> Any:
+    """An encoder's forward that drops padding before its layers and puts it back after them.
+
+    Not where the hidden states of each layer are asked for: those would be without padding.
+    """
+    forward = encoder.forward
 
     def packed_forward(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **named: Any) -> Any:
         layouts.clear()
         # [B, 1, T, T] of bool is what transformers makes of a mask over tokens, and None where all are real.
         usual = attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool
         others = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
-        if attention_mask is None or not usual or any(named.get(name) is not None for name in others):
+        shown = named.get("output_hidden_states", encoder.config.output_hidden_states)
+        if attention_mask is None or not usual or shown or any(named.get(name) is not None for name in others):
             return forward(hidden_states, attention_mask, **named)
         keep_BT = attention_mask[:, 0, 0]
         if keep_BT.float().mean() > MOST_REAL:

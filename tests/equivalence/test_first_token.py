@@ -114,9 +114,28 @@ def test_the_layers_products_are_of_one_token_a_row_and_its_dropout_too(minilm: 
         model(**some)
     rows = {name: tuple(found.shape[:2]) for name, found in seen.items() if isinstance(found, torch.Tensor)}
     assert rows.pop("attention.self.key") == rows.pop("attention.self.value") == (32, 40)
-    assert {"", "attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"} <= rows.keys()
+    assert rows.pop("") == (32, 40)
+    assert seen[""][:, 0].isfinite().all()
+    assert seen[""][:, 1:].isnan().all()
+    assert {"attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"} <= rows.keys()
     assert set(rows.values()) == {(32, 1)}
     assert float((seen["output.dropout"] == 0).float().mean()) == pytest.approx(0.3, abs=0.02)
+
+
+def test_who_reads_more_than_the_first_token_gets_the_whole_layer_or_nan_and_never_something_else(minilm: Path) -> None:
+    # As a copied recipe may do it that pools over tokens.
+    model, some = classifier(minilm, **NO_DROPOUT), batch([20, 9])
+    expected = model(**some, output_hidden_states=True).hidden_states[-1]
+    seen: list[torch.Tensor] = []
+    model.bert.encoder.register_forward_hook(lambda *call: seen.append(call[-1].last_hidden_state))
+    with first_token_only(model, CPU, True):
+        assert torch.equal(model(**some, output_hidden_states=True).hidden_states[-1], expected)
+        assert torch.equal(model.bert(**some).last_hidden_state, expected)
+        seen.clear()
+        model(**some)
+        assert seen[0].mean().isnan()
+        model.config.output_hidden_states = True
+        assert torch.equal(model(**some).hidden_states[-1], expected)
 
 
 def test_it_is_for_trained_classifiers_whose_head_reads_one_token() -> None:

@@ -129,6 +129,18 @@ def test_a_batch_after_another_is_computed_by_its_own_layout(minilm: Path) -> No
         assert torch.allclose(a[real], b[real], rtol=0, atol=1e-5)
 
 
+def test_who_asks_for_the_hidden_states_of_all_layers_gets_them_padded(minilm: Path) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(minilm).eval()
+    with torch.no_grad():
+        expected = model(**UNLIKE, output_hidden_states=True).hidden_states
+        with without_padding(model, CPU, True):
+            found = model(**UNLIKE, output_hidden_states=True).hidden_states
+            model.config.output_hidden_states = True
+            again = model(**UNLIKE).hidden_states
+    for some in (found, again):
+        assert all(torch.equal(a, b) for a, b in zip(some, expected, strict=True))
+
+
 def test_places_are_all_real_tokens_and_padding_up_to_a_step() -> None:
     layout = Layout.of(UNLIKE["attention_mask"].bool())
     real = int(UNLIKE["attention_mask"].sum())
