@@ -121,7 +121,7 @@ class Session:
         slices = prepare(row, settings["updates"], self.folder / "slices" / f"{row.name}-{settings['updates']}")
         request = {
             **settings, **slices, "side": side, "seed": number, "threads": self.threads,
-            "useful": row.useful and number == 0,
+            "useful": row.useful,
         }  # fmt: skip
         others = {"cpu_used_by_others": others_share(), "busy_load": self.busy}
         with tempfile.TemporaryDirectory(prefix="finetune-speed-") as temporary:

@@ -101,11 +101,13 @@ def summary(folder: Path) -> dict[str, Any]:
             if (ratio := ratios(found[OURS], found[side]))
         }
         every = [record for some in records.values() for record in some.values()]
-        useful = [one["useful"] for one in found[OURS].values() if "useful" in one]
+        useful = sorted(
+            (one["useful"] for one in found[OURS].values() if "useful" in one), key=lambda one: one["share"]
+        )
         rows[row.name] = {
             "work": row.work, "peer": row.peers_name, "sides": sides, "ratios": compared,
             **({"memory_share": _memory_share(sides), "memory_goal": row.memory_goal} if DEFAULT in sides else {}),
-            **({"useful": useful[0]} if useful else {}),
+            **({"useful": useful[(len(useful) - 1) // 2]} if useful else {}),  # the pair of the median share
             "most_cpu_used_by_others": max(record["cpu_used_by_others"] for record in every),
             "commit": every[0]["commit"], "measured_with": every[0]["key"],
         }  # fmt: skip

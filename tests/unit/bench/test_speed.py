@@ -74,6 +74,19 @@ def test_documents_say_where_a_peer_is_ahead(tmp_path: Path) -> None:
     assert (tmp_path / "speed.png").stat().st_size > 1000
 
 
+def test_useful_work_is_that_of_the_median_pair(tmp_path: Path) -> None:
+    # torch.mm was once timed at half of its rate; one such moment must not become the row's share.
+    session = Session(tmp_path, 3, None)
+    write_records(session, {OURS: [1.0] * 3, DEFAULT: [4.0] * 3, BEST: [2.0] * 3})
+    for pair, reached in enumerate((200.0, 400.0, 380.0)):
+        path = tmp_path / "records" / ROW.name / f"{pair}-{OURS}.json"
+        record = json.loads(path.read_text())
+        record["found"]["useful"] = {"useful_gflops": 160.0, "mm_gflops": reached, "share": 160.0 / reached}
+        path.write_text(json.dumps(record))
+    assert summary(tmp_path)["rows"][ROW.name]["useful"]["mm_gflops"] == 380.0
+    assert "| 160 | 380 | 42% | 65% |" in documents(tmp_path)
+
+
 def test_the_readme_gets_its_table_between_its_marks_and_none_of_a_busy_machine(tmp_path: Path) -> None:
     write_records(Session(tmp_path, 1, None, busy=1.0), {OURS: [1.0], DEFAULT: [6.0], BEST: [2.0]})
     readme = tmp_path / "README.md"
