@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.attention import fast_attention
+from finetune.decoder_parts import fast_decoder_parts, modeling
 from finetune.dropout import fast_dropout
 from finetune.first_token import first_token_only, last_layer
 from finetune.low_rank import fast_lora, is_plain
@@ -38,6 +39,7 @@ class Kernels:
             "fast_dropout": drops,
             "fast_attention": causal and low_precision,
             "fast_lora": low_precision and any(is_plain(module) for module in model.modules()),
+            "fast_decoder_parts": low_precision and modeling(model) is not None,
             "skip_padding": self._skips_padding(model),
             "skip_unread": last_layer(model) is not None and not self._skips_padding(model),
             "reuse_memory": True,
@@ -52,6 +54,7 @@ class Kernels:
             fast_dropout(device, settings.fast_dropout),
             fast_attention(device, settings.fast_attention),
             fast_lora(device, settings.fast_lora),
+            fast_decoder_parts(model, device, settings.fast_decoder_parts),
             without_padding(model, device, skips_padding),
             # One of the two: without padding there is no row whose first token could be taken.
             first_token_only(model, device, settings.skip_unread and not skips_padding),
