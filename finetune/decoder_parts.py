@@ -87,7 +87,10 @@ class _Norm(torch.autograd.Function):
 
 
 class _Rotated(torch.autograd.Function):
-    """Pairs of a head's elements (i, i + D/2) turned by an angle each, [B, H, T, D] in low precision."""
+    """Pairs of a head's elements (i, i + D/2) turned by an angle each, [B, H, T, D] in low precision.
+
+    Both halves of cos and sin are alike, as every family here makes them, so turning back is the gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
