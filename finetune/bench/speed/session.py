@@ -99,14 +99,16 @@ class Session:
         return {**self.machine, "updates": self.updates}
 
     def _round(self, row: Row, number: int) -> None:
+        paths = {side: self.folder / "records" / row.name / f"{number}-{side}.json" for side in row.sides}
+        commits = [json.loads(path.read_text("utf-8"))["commit"] for path in paths.values() if path.exists()]
+        # A whole row of an earlier commit stays as it is; half a row, or half a pair, is measured anew.
+        if commits == [self.commit] * len(paths) or (len(commits) == len(paths) and self._complete(row)):
+            return
+        for path in paths.values():
+            path.unlink(missing_ok=True)
         # In turn from the one end and the other: what drifts (heat, other users) then falls on both.
         for side in row.sides if number % 2 == 0 else row.sides[::-1]:
-            path = self.folder / "records" / row.name / f"{number}-{side}.json"
-            if path.exists() and json.loads(path.read_text("utf-8"))["commit"] == self.commit:
-                continue
-            if path.exists() and self._complete(row):
-                continue  # a whole row of an earlier commit stays as it is; half a one is measured anew
-            self._side(row, side, number, path)
+            self._side(row, side, number, paths[side])
 
     def _pairs(self, row: Row) -> int:
         return min(self.pairs, row.most_pairs or self.pairs)
@@ -166,7 +168,7 @@ def _answer(children: Children, command: list[str], threads: int, what: str) -> 
     if status or not lines:
         raise TrainingError(
             f"{what} ended with status {status}:\n{error.strip()[-1500:]}",
-            "Mend it and start the same command again: what is measured stays.",
+            "Mend it and start the same command again: whole pairs that are measured stay.",
         )
     found: dict[str, Any] = json.loads(lines[-1])
     return found

@@ -14,7 +14,7 @@ import torch
 
 from finetune.bench.speed import session as sessions
 from finetune.bench.speed.plans import parse_plan
-from finetune.bench.speed.rows import BEST, DEFAULT, OURS, ROWS, chosen
+from finetune.bench.speed.rows import BEST, DEFAULT, OURS, ROWS, Row, chosen
 from finetune.bench.speed.session import Session, peers_program, refuse_busy
 from finetune.bench.speed.starting import until_first_update
 from finetune.bench.speed.summary import BEGIN, END, documents, ratios, spread, summary, write_readme
@@ -106,13 +106,20 @@ def test_the_readme_gets_its_table_between_its_marks_and_none_of_a_busy_machine(
 
 
 def test_a_stopped_session_measures_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(tmp_path, 2, None)
-    write_records(session, {OURS: [1.0, 1.0], DEFAULT: [2.0]})
+    """Whole pairs: its sides one right after the other are what makes a pair."""
+    session = Session(tmp_path, 3, None)
+    write_records(session, {OURS: [1.0, 1.0], DEFAULT: [2.0, 2.0], BEST: [2.0]})
+    half = [tmp_path / "records" / ROW.name / f"1-{side}.json" for side in (OURS, DEFAULT)]
     done: list[tuple[int, str]] = []
-    monkeypatch.setattr(Session, "_side", lambda self, row, side, number, path: done.append((number, side)))
+
+    def side(self: Session, row: Row, side: str, number: int, path: Path) -> None:
+        assert not any(path.exists() for path in half)  # nobody takes the half for a part of the new pair
+        done.append((number, side))
+
+    monkeypatch.setattr(Session, "_side", side)
     session.run([ROW], [])
     # From the one end and the other, in turn.
-    assert done == [(0, BEST), (1, BEST), (1, DEFAULT)]
+    assert done == [(1, BEST), (1, DEFAULT), (1, OURS), (2, OURS), (2, DEFAULT), (2, BEST)]
 
 
 def test_a_row_may_have_fewer_pairs_than_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
