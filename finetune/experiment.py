@@ -33,6 +33,7 @@ FREE_SETTINGS = {
     "trackers",
     "micro_batch_size",
     "reuse_memory",
+    "keep_outputs",
 }
 
 
@@ -47,6 +48,8 @@ def run(options: RunOptions) -> int:
         print(f"{options.resume} is completed already; nothing is left to resume.")
         return 0
 
+    from finetune.evaluation.kept import KeptOutputs
+    from finetune.evaluation.predict import predict_rows
     from finetune.frozen_features import reused_features
     from finetune.launch import say
     from finetune.watch import watched
@@ -69,17 +72,19 @@ def run(options: RunOptions) -> int:
             say(accelerator, f"{folder}: {_plan_line(trainer, record)}")
             for note in record.content["data"]["notes"]:
                 say(accelerator, f"note: {note}")
-            baselines = task.baselines(accelerator) if task.baselines else []
+            kept = KeptOutputs(trainer.settings) if trainer.settings.keep_outputs else None
+            baselines = task.baselines(accelerator, kept or predict_rows) if task.baselines else []
             samples = task.samples(task.model) if task.samples and accelerator.is_main_process else []
             seconds.stop("baselines_s")
-            with reused_features(trainer):
+            with reused_features(trainer, kept):
                 before, progress = trainer.fit(resume=options.resume is not None)
             seconds.stop("train_s")
             done_s = max(seconds.values["train_s"], 1e-9)
             speed = {"examples_per_s": round((progress.rows - before.rows) / done_s, 1)}
             if task.rows["train"].lengths is not None:  # else rows were counted in place of their tokens
                 speed["tokens_per_s"] = round((progress.tokens - before.tokens) / done_s, 1)
-            counts = {"updates": progress.update, "best_update": progress.best_update}
+            counts: dict[str, Any] = {"updates": progress.update, "best_update": progress.best_update}
+            counts["read_from_cache"] = kept.read if kept else []
             if trainer.stopped_by:
                 record.update(status="interrupted", **counts, timing={**seconds.values, **speed})
                 say(accelerator, f"Interrupted after update {progress.update}. Go on with: --resume {folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,11 +13,12 @@ import torch
 
 from finetune.adapters import Frozen
 from finetune.data.batching import RowKey
-from finetune.evaluation.predict import predict_rows, to_device
+from finetune.evaluation.predict import Predict, predict_rows, to_device
 from finetune.kernels import Kernels
 from finetune.launch import say
 
 if TYPE_CHECKING:
+    from finetune.evaluation.kept import KeptOutputs
     from finetune.task import Batch, Rows, Task
     from finetune.trainer import Trainer
 
@@ -29,13 +31,16 @@ TOLERANCE = 1e-5
 
 
 @contextmanager
-def reused_features(trainer: Trainer) -> Iterator[None]:
+def reused_features(trainer: Trainer, kept_outputs: KeptOutputs | None = None) -> Iterator[None]:
     """A context in which `trainer` trains a frozen model's head on features that were computed once.
 
     Exact up to rounding: dropout and BatchNorm of a frozen encoder are in evaluation mode, so that it gives every epoch
     the same. Features are computed for whole evaluation batches, in the precision of training, and are the same for any
     number of processes. Where that can't be (rows are augmented, the encoder is trained in part, the head reads more
     than one vector of it), nothing changes, and a note says so.
+
+    Args:
+        kept_outputs: reads them from the cache where an earlier run kept them; None computes them.
     """
     task, model = trainer.task, trainer.model
     if not _asked(trainer):
@@ -49,11 +54,12 @@ def reused_features(trainer: Trainer) -> Iterator[None]:
     model.to(trainer.accelerator.device)
     body_name = cast(Any, model).base_model_prefix
     body = getattr(model, body_name)
+    predict = predict_rows if kept_outputs is None else functools.partial(kept_outputs, frozen=body)
 
     def computed(split: str) -> KeptRows:
         setattr(model, body_name, body)
         try:
-            return _computed(trainer, task, split, kept)
+            return _computed(trainer, task, split, kept, predict)
         finally:
             setattr(model, body_name, _Kept(kept))
 
@@ -150,7 +156,7 @@ class _WhenAsked(dict[str, "Rows"]):
         return self[name]
 
 
-def _computed(trainer: Trainer, task: Task, split: str, kept: str) -> KeptRows:
+def _computed(trainer: Trainer, task: Task, split: str, kept: str, predict: Predict) -> KeptRows:
     rows = task.rows[split]
     shapes: list[torch.Size] = []
 
@@ -161,7 +167,7 @@ def _computed(trainer: Trainer, task: Task, split: str, kept: str) -> KeptRows:
         return features.flatten(1)
 
     with Kernels(trainer.accelerator.device, trainer.settings).used(trainer.model):
-        found_RK = predict_rows(trainer.model, rows, task.collate, outputs, trainer.accelerator, f"features of {split}")
+        found_RK = predict(trainer.model, rows, task.collate, outputs, trainer.accelerator, f"features of {split}")
     return KeptRows(rows, found_RK.reshape(len(rows), *shapes[0]))
 
 

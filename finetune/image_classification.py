@@ -15,7 +15,7 @@ from pydantic import SerializeAsAny
 from finetune.data.batching import RowKey
 from finetune.data.images import ImageRows, centre
 from finetune.errors import ConfigError
-from finetune.evaluation.predict import predict_rows
+from finetune.evaluation.predict import Predict, predict_rows
 from finetune.hardware import choose_precision
 from finetune.image_settings import Augmentation, ImageData, ImageModelSettings, ImageObjective
 from finetune.randomness import fold, numpy_generator
@@ -211,7 +211,7 @@ def save_image_model(processor: Any) -> Callable[[torch.nn.Module, Path], None]:
 
 def image_baselines(
     data: LoadedData, rows: Mapping[str, ImageRows], encoder: torch.nn.Module, collate: Collate, seed: int
-) -> Callable[[Accelerator], list[Baseline]]:
+) -> Callable[[Accelerator, Predict], list[Baseline]]:
     """Majority class, an SVM on pixels, and a probe on the pretrained encoder as it came.
 
     The encoder's features are computed by all processes together; the rest by the main one.
@@ -220,14 +220,14 @@ def image_baselines(
     def features(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         return cast(Any, model)(pixel_values=batch["pixel_values"]).pooler_output.flatten(1)
 
-    def compute(accelerator: Accelerator) -> list[Baseline]:
+    def compute(accelerator: Accelerator, predict: Predict = predict_rows) -> list[Baseline]:
         from finetune.evaluation.baselines import majority_class, probe, sample_rows
         from finetune.evaluation.image_baselines import pixel_svm
 
         chosen, note = sample_rows(len(rows["train"]), seed)
         encoder.to(accelerator.device)
-        train_RD = predict_rows(encoder, SomeImages(rows["train"], chosen), collate, features, accelerator, "probe")
-        test_RD = predict_rows(encoder, rows["test"], collate, features, accelerator, "probe")
+        train_RD = predict(encoder, SomeImages(rows["train"], chosen), collate, features, accelerator, "probe")
+        test_RD = predict(encoder, rows["test"], collate, features, accelerator, "probe")
         if not accelerator.is_main_process:
             return []
         labels, classes = rows["train"].labels, len(data.labels)

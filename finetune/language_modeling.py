@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from finetune.data.blocks import Blocks, pack, pad_blocks
 from finetune.data.tokens import tokenize
-from finetune.evaluation.predict import predict_rows
+from finetune.evaluation.predict import Predict, predict_rows
 from finetune.models import save_tokenizer
 from finetune.objectives import token_losses
 from finetune.randomness import seed_torch
@@ -97,14 +97,14 @@ def before_training(
     rows: Rows,
     outputs: Callable[[torch.nn.Module, Batch], torch.Tensor],
     collate: Collate = pad_blocks,
-) -> Callable[[Accelerator], list[Baseline]]:
+) -> Callable[[Accelerator, Predict], list[Baseline]]:
     """The model as it came, on the test rows in fp32, as the exported one is judged: a Task's `baselines`."""
 
-    def compute(accelerator: Accelerator) -> list[Baseline]:
+    def compute(accelerator: Accelerator, predict: Predict = predict_rows) -> list[Baseline]:
         from finetune.evaluation.baselines import Baseline
 
         model.to(accelerator.device)
-        found = predict_rows(model, rows, collate, outputs, accelerator, name)
+        found = predict(model, rows, collate, outputs, accelerator, name)
         return [Baseline(name, found.astype(np.float64))] if accelerator.is_main_process else []
 
     return compute

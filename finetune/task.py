@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from finetune.data.loader import LoadedData
     from finetune.data.sources import ModelFiles
     from finetune.evaluation.baselines import Baseline
+    from finetune.evaluation.predict import Predict
 
 Batch = dict[str, torch.Tensor]
 Collate = Callable[[list[dict[str, Any]]], Batch]
@@ -84,7 +85,8 @@ class Task:
         judge: turns outputs into metrics, gains and prediction columns.
         save: (plain model, folder) writes everything that plain `transformers` needs.
         load: folder to model in fp32, the way somebody without this toolkit loads it.
-        baselines: what needs no fine-tuning, on the test rows; every process calls it, the main one gets them.
+        baselines: what needs no fine-tuning, on the test rows; every process calls it, the main one gets them. What it
+            is given beside the accelerator is `predict_rows`, or reads from the cache what that would give.
         samples: a language model to what it writes after fixed prompts: [{"prompt", "text"}], and after held-out ones
             also {"expected", "ended"}.
         fit_head: (model, accelerator) fits what gradients don't train, in closed form and the same on every process;
@@ -108,7 +110,7 @@ class Task:
     judge: Judge
     save: Callable[[torch.nn.Module, Path], None]
     load: Callable[[Path], torch.nn.Module]
-    baselines: Callable[[Accelerator], list[Baseline]] | None = None
+    baselines: Callable[[Accelerator, Predict], list[Baseline]] | None = None
     samples: Callable[[torch.nn.Module], list[dict[str, Any]]] | None = None
     fit_head: Callable[[torch.nn.Module, Accelerator], None] = lambda model, accelerator: None
     head_modules: Sequence[str] = ()

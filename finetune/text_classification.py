@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from finetune.data.tokens import TokenRows
-from finetune.evaluation.predict import mean_pooled, predict_rows
+from finetune.evaluation.predict import Predict, mean_pooled, predict_rows
 from finetune.models import save_tokenizer
 from finetune.task import SomeRows
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def text_baselines(
     data: LoadedData, rows: Mapping[str, TokenRows], encoder: torch.nn.Module, collate: Collate, recipe: Recipe
-) -> Callable[[Accelerator], list[Baseline]]:
+) -> Callable[[Accelerator, Predict], list[Baseline]]:
     """Majority class, TF-IDF + logistic regression, and a probe on the pretrained encoder as it came.
 
     The encoder's features are computed by all processes together; the rest by the main one.
@@ -39,14 +39,14 @@ def text_baselines(
         with torch.autocast(batch["input_ids"].device.type, dtype=torch.bfloat16, enabled=native_bf16(batch)):
             return mean_pooled(model(**inputs).last_hidden_state, batch["attention_mask"])
 
-    def compute(accelerator: Accelerator) -> list[Baseline]:
+    def compute(accelerator: Accelerator, predict: Predict = predict_rows) -> list[Baseline]:
         from finetune.evaluation.baselines import majority_class, probe, sample_rows, tfidf_logreg
 
         # The same number that the baselines draw their sample with, so that only those rows' features are computed.
         chosen, note = sample_rows(len(rows["train"]), seed)
         encoder.to(accelerator.device)
-        train_RD = predict_rows(encoder, SomeRows(rows["train"], chosen), collate, features, accelerator, "probe")
-        test_RD = predict_rows(encoder, rows["test"], collate, features, accelerator, "probe")
+        train_RD = predict(encoder, SomeRows(rows["train"], chosen), collate, features, accelerator, "probe")
+        test_RD = predict(encoder, rows["test"], collate, features, accelerator, "probe")
         if not accelerator.is_main_process:
             return []
         train, test = data.splits["train"], data.splits["test"]

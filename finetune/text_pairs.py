@@ -12,7 +12,7 @@ import torch
 from finetune.data.tokens import TokenRows, tokenize
 from finetune.errors import ConfigError
 from finetune.evaluation.judge import ClassificationJudge
-from finetune.evaluation.predict import mean_pooled, predict_rows
+from finetune.evaluation.predict import Predict, mean_pooled, predict_rows
 from finetune.evaluation.regression import RegressionJudge
 from finetune.objectives import balanced_class_weights, cross_entropy_sum, squared_error_sum, target_count
 from finetune.task import SomeRows
@@ -103,7 +103,7 @@ def pair_baselines(
     collate: Collate,
     max_tokens: int,
     seed: int,
-) -> Callable[[Accelerator], list[Baseline]]:
+) -> Callable[[Accelerator, Predict], list[Baseline]]:
     """Majority class (or the mean), TF-IDF of both texts under a linear model, and the encoder as it came.
 
     The encoder reads each text alone. For classes a logistic regression is fitted on [u, v, |u - v|, u * v]
@@ -116,9 +116,11 @@ def pair_baselines(
         with torch.autocast(batch["input_ids"].device.type, dtype=torch.bfloat16, enabled=native_bf16(batch)):
             return mean_pooled(model(**batch).last_hidden_state, batch["attention_mask"])
 
-    def encoded(split: str, chosen: np.ndarray, accelerator: Accelerator) -> tuple[np.ndarray, np.ndarray]:
+    def encoded(
+        split: str, chosen: np.ndarray, accelerator: Accelerator, predict: Predict
+    ) -> tuple[np.ndarray, np.ndarray]:
         u, v = (
-            predict_rows(
+            predict(
                 encoder,
                 SomeRows(tokenize(data.splits[split], tokenizer, max_tokens, (role,), label=None), chosen),
                 collate, vectors, accelerator, "probe",
@@ -127,14 +129,17 @@ def pair_baselines(
         )  # fmt: skip
         return u, v
 
-    def compute(accelerator: Accelerator) -> list[Baseline]:
+    def compute(accelerator: Accelerator, predict: Predict = predict_rows) -> list[Baseline]:
         from finetune.evaluation import pair_baselines as simple
         from finetune.evaluation.baselines import majority_class, probe, sample_rows
 
         train, test = data.splits["train"], data.splits["test"]
         chosen, note = sample_rows(len(train), seed)
         encoder.to(accelerator.device)
-        pairs = encoded("train", chosen, accelerator), encoded("test", np.arange(len(test)), accelerator)
+        pairs = tuple(
+            encoded(split, some, accelerator, predict)
+            for split, some in (("train", chosen), ("test", np.arange(len(test))))
+        )
         if not accelerator.is_main_process:
             return []
         labels = np.asarray(train["label"])[chosen]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from finetune.data.loader import LoadedData
     from finetune.evaluation.baselines import Baseline
+    from finetune.evaluation.predict import Predict
     from finetune.task import Batch
 
 # Words of plain text as annotated sets have them: links and @names whole, 's apart, each other sign by itself.
@@ -62,10 +63,10 @@ def width_of(rows: Mapping[str, Windows]) -> int:
     return max(int(some.lengths.max()) for some in rows.values())
 
 
-def word_dictionary(data: LoadedData, test: Windows, width: int) -> Callable[[Accelerator], list[Baseline]]:
+def word_dictionary(data: LoadedData, test: Windows, width: int) -> Callable[[Accelerator, Predict], list[Baseline]]:
     """Each word gets the tag that it has most often in the training rows (ties: the first); unknown words get O."""
 
-    def compute(accelerator: Accelerator) -> list[Baseline]:
+    def compute(accelerator: Accelerator, _: Predict) -> list[Baseline]:
         from finetune.evaluation.baselines import Baseline
 
         if not accelerator.is_main_process:

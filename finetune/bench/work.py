@@ -156,7 +156,7 @@ def _fine_tuned(table: Table, job: Job, folder: Path, children: Children) -> dic
     options = run_options(table, job)
     flags = ["--recipe", str(options.recipe), "--data", str(options.data), "--seed", str(options.seed)]
     flags += ["--adapter", options.adapter] if options.adapter else []
-    settings = list(options.overrides)
+    settings = [*options.overrides, "train.keep_outputs=false"]  # seconds are of a run that computes everything
     if hasattr(resolve(options).recipe.objective, "baselines"):
         settings.append("objective.baselines=false")  # they are rows of their own
     for setting in settings:

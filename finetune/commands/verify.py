@@ -59,6 +59,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     loaded = resolve(options)  # what is wrong with a setting is said before anything is started
     if hasattr(loaded.recipe.objective, "baselines"):
         options.overrides.append("objective.baselines=false")
+    options.overrides.append("train.keep_outputs=false")  # what is compared is computed, each time
     flags = shlex.split(command_line(options))[3:]  # without `accelerate launch finetune/run.py`
     updates = arguments.updates
     kills = sorted({max(1, updates // 3), max(2, 2 * updates // 3)})

@@ -28,6 +28,7 @@ FOLDERS = {
     "data": "tables read once and kept as Arrow",
     "images": "images decoded and resized once",
     "tokens": "token ids of rows, computed once",
+    "outputs": "what pretrained models give for rows, computed once",
     "locks": "turns of parallel processes",
 }
 

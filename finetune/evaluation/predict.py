@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,20 @@ MAX_ROWS, MAX_TOKENS = 128, 8192
 MAX_INPUTS = 16 * 3 * 224 * 224
 
 
+class Predict(Protocol):
+    """`predict_rows`, or what gives the same: `finetune.evaluation.kept.KeptOutputs`."""
+
+    def __call__(
+        self,
+        model: torch.nn.Module,
+        rows: Rows,
+        collate: Collate,
+        outputs: Callable[[torch.nn.Module, Batch], torch.Tensor],
+        accelerator: Accelerator,
+        title: str,
+    ) -> np.ndarray: ...
+
+
 def predict_rows(
     model: torch.nn.Module,
     rows: Rows,
@@ -43,12 +57,24 @@ def predict_rows(
     Raises:
         TrainingError: there is no memory for a single row.
     """
+    return predict_all(model, rows, collate, outputs, accelerator, title)[0]
+
+
+def predict_all(
+    model: torch.nn.Module,
+    rows: Rows,
+    collate: Collate,
+    outputs: Callable[[torch.nn.Module, Batch], torch.Tensor],
+    accelerator: Accelerator,
+    title: str,
+) -> tuple[np.ndarray, bool]:
+    """As `predict_rows`, and whether there was memory for batches of the planned size."""
     divisor, most = 1, most_rows(rows, collate, accelerator.device)
     while True:
         batches = evaluation_batches(rows.lengths, len(rows), max(1, most // divisor), MAX_TOKENS // divisor)
         found = _predict_batches(model, batches, rows, collate, outputs, accelerator, title)
         if found is not None:
-            return found
+            return found, divisor == 1
         if max(map(len, batches)) == 1:
             raise TrainingError(
                 f"{title}: not even one row at a time fits into memory.", "Take shorter rows or a smaller model."
