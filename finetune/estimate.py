@@ -62,7 +62,7 @@ def print_plan(options: RunOptions) -> int:
     faster += ["train.length_buckets"] if lengths is not None and settings.length_buckets else []
     if faster:
         lines.append(("faster by", f"{', '.join(faster)}; =false switches one off"))
-    seconds_per_token = _seconds_per_token(trainer, kernels, shapes=not once)
+    seconds_per_token, first_s = _timed_updates(trainer, kernels, shapes=not once)
     updates = itertools.islice(plan.updates(), plan.updates_per_epoch if once else None)
     work = sum(_computed_tokens(keys, plan, lengths) for keys in updates)
     if once:
@@ -72,7 +72,7 @@ def print_plan(options: RunOptions) -> int:
     _judge_largest_batches(trainer)
     memory_gib = peak_rss_mb() / 2**10 + _exported_bytes(trainer) / 2**30
     lines += [
-        ("training", f"about {_duration(seconds_per_token * work)}, from {TIMED_UPDATES} timed updates"),
+        ("training", f"about {_duration(first_s + seconds_per_token * work)}, from {TIMED_UPDATES} timed updates"),
         ("evaluation", f"{evaluation}, {evaluations} times on the {len(task.rows['valid']):,} validation rows"),
         ("memory", f"about {memory_gib:.1f} GiB of {psutil.virtual_memory().total / 2**30:.0f} GiB"),
     ]
@@ -102,8 +102,9 @@ def _shapes(keys: list[RowKey], plan: BatchPlan, lengths: np.ndarray | None) -> 
     return [(len(group), max(group)) for group in groups]
 
 
-def _seconds_per_token(trainer: Trainer, kernels: Kernels, shapes: bool) -> float:
-    """Time of a computed token (or row) over some forward and backward passes and optimizer steps of rate 0.
+def _timed_updates(trainer: Trainer, kernels: Kernels, shapes: bool) -> tuple[float, float]:
+    """Time of a computed token (or row) over some forward and backward passes and optimizer steps of rate 0, and what
+    the first update takes beyond its tokens' time: kernels are chosen and memory is asked for.
 
     The update with the longest rows goes first, untimed: it decides the memory. So do updates with a shape of their
     own, which come after the timed ones, for some seconds: oneDNN keeps the kernels that it made for each, and freed
@@ -159,7 +160,8 @@ def _seconds_per_token(trainer: Trainer, kernels: Kernels, shapes: bool) -> floa
             compute(keys)
     capture(model, optimizer, trainer.adapter.state(trainer.model))  # what a checkpoint copies is part of the memory
     timed = slice(-min(TIMED_UPDATES, len(ahead)), None)
-    return sum(seconds[timed]) / sum(costs[timed])
+    per_token = sum(seconds[timed]) / sum(costs[timed])
+    return per_token, max(0.0, seconds[0] - per_token * _computed_tokens(longest, trainer.plan, lengths))
 
 
 def _evaluation_seconds(trainer: Trainer) -> float:
@@ -211,6 +213,8 @@ def _exported_bytes(trainer: Trainer) -> int:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"

@@ -10,7 +10,7 @@ import torch
 
 from finetune import estimate
 from finetune.data.updates import load_updates
-from finetune.estimate import _exported_bytes, _judge_largest_batches, _seconds_per_token
+from finetune.estimate import _exported_bytes, _judge_largest_batches, _timed_updates
 from finetune.kernels import Kernels
 from tests.trainers import make_trainer
 
@@ -38,10 +38,10 @@ def test_every_shape_is_met_and_no_weight_moves(tmp_path: Path, monkeypatch: pyt
 
     task.loss_sum = noted
     kernels = Kernels(trainer.accelerator.device, settings)
-    _seconds_per_token(trainer, kernels, shapes=False)
+    _timed_updates(trainer, kernels, shapes=False)
     timed = set(met)
     met.clear()
-    _seconds_per_token(trainer, kernels, shapes=True)
+    _timed_updates(trainer, kernels, shapes=True)
     assert timed < expected == set(met)
 
     plain_outputs, judged = task.outputs, []

@@ -11,6 +11,8 @@ from PIL import Image
 
 from finetune.bench.speed.rows import ROWS
 from finetune.bench.speed.slices import prepare
+from finetune.data.batching import RowKey
+from finetune.recipe import load_recipe, override
 from tests.peers.images import preparation, pretrained
 
 pytestmark = pytest.mark.equivalence
@@ -34,6 +36,20 @@ def test_logits_are_those_of_transformers(slice_folder: Path, training: bool) ->
     with torch.inference_mode():
         assert torch.allclose(ours(pixels_BCHW).logits, peer(pixels_BCHW), rtol=1e-4, atol=1e-5)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in peer.parameters())
+
+
+def test_both_begin_with_the_same_head(slice_folder: Path) -> None:
+    loaded = load_recipe("resnet_img")
+    override(loaded, [f"data.source={slice_folder / 'data'}", f"model.name={slice_folder / 'resnet18'}"])
+    task = loaded.build()
+    assert not any("new weights" in note for note in task.notes)
+    folders = sorted(path.name for path in (slice_folder / "data" / "train").iterdir())
+    assert list(task.data.labels) == folders  # ImageFolder's classes, in its order
+    peer = pretrained(slice_folder / "resnet18", len(folders)).eval()
+    batch = task.collate(task.rows["valid"].__getitems__([RowKey(0, row) for row in range(4)]))
+    with torch.inference_mode():
+        ours = task.logits(task.model.eval(), batch)
+        assert torch.allclose(ours, peer(batch["pixel_values"]), rtol=1e-4, atol=1e-5)
 
 
 def test_pixels_are_those_of_the_processor(slice_folder: Path) -> None:

@@ -52,6 +52,6 @@ def test_padding_of_a_plan_by_hand() -> None:
 
 
 def test_durations_are_read_at_a_glance() -> None:
-    assert [_duration(seconds) for seconds in (0.2, 59.4, 60, 3599, 7380)] == [
-        "0 s", "59 s", "1 min 0 s", "59 min 59 s", "2 h 3 min",
+    assert [_duration(seconds) for seconds in (0.24, 9.96, 59.4, 60, 3599, 7380)] == [
+        "0.2 s", "10 s", "59 s", "1 min 0 s", "59 min 59 s", "2 h 3 min",
     ]  # fmt: skip

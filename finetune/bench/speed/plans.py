@@ -11,7 +11,8 @@ from pathlib import Path
 
 from finetune.errors import TrainingError
 
-UPDATES = 30
+# At least so many updates, and enough for a training of this length: of shorter ones, saving is a tenth.
+UPDATES, LEAST_S = 30, 20.0
 _PREDICTED = re.compile(r"^(training|evaluation|memory) +about (.*?)(?:,|$| of )", re.MULTILINE)
 _UNITS = {"h": 3600.0, "min": 60.0, "s": 1.0}
 
@@ -32,18 +33,28 @@ def compare_plan(recipe: str, updates: int | None) -> dict[str, float]:
     """
     from finetune.recipe import load_recipe
 
-    settings = [f"train.max_updates={updates or UPDATES}"]
-    if hasattr(load_recipe(recipe).recipe.objective, "baselines"):
-        settings.append("objective.baselines=false")
-    flags = [recipe, *(part for setting in settings for part in ("--set", setting))]
-    predicted = parse_plan(_finetune("plan", *flags))
+    def flags(count: int) -> list[str]:
+        settings = [f"train.max_updates={count}"]
+        if hasattr(load_recipe(recipe).recipe.objective, "baselines"):
+            settings.append("objective.baselines=false")
+        return [recipe, *(part for setting in settings for part in ("--set", setting))]
+
+    def predict(count: int) -> tuple[dict[str, float], float]:
+        found = parse_plan(_finetune("plan", *flags(count)))
+        return found, found["training"] + found.get("evaluation", 0.0)
+
+    count = updates or UPDATES
+    predicted, predicted_s = predict(count)
+    if updates is None and predicted_s < LEAST_S:
+        count = round(count * LEAST_S / max(predicted_s, 0.1))
+        predicted, predicted_s = predict(count)
     with tempfile.TemporaryDirectory(prefix="finetune-speed-") as temporary:
         run = Path(temporary) / "run"
-        _finetune("run", *flags, "--output", str(run))
+        _finetune("run", *flags(count), "--output", str(run))
         record = json.loads((run / "run.json").read_text("utf-8"))
     return {
         "updates": record["updates"],
-        "predicted_s": predicted["training"] + predicted.get("evaluation", 0.0),
+        "predicted_s": round(predicted_s, 1),
         "real_s": record["timing"]["train_s"],
         "predicted_mb": predicted["memory"],
         "real_mb": record["peak_rss_mb"],

@@ -115,10 +115,13 @@ def _model(row: Row, folder: Path) -> Path:
         from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
 
         from finetune.randomness import seed_torch
+        from finetune.text_classification import label_maps
 
         seed_torch(0, "slice")
+        # With the names of the classes, so that a run takes the head for its own and both sides begin with it.
+        labels = tuple(sorted(path.name for path in (folder / "data" / "train").iterdir()))
         config = ResNetConfig(
-            layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], num_labels=10
+            layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], **label_maps(labels)
         )  # fmt: skip
         model = ResNetForImageClassification(config)
         processor = ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875)

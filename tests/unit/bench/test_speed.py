@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.bench.speed import plans
 from finetune.bench.speed import session as sessions
 from finetune.bench.speed.plans import parse_plan
 from finetune.bench.speed.rows import BEST, DEFAULT, OURS, ROWS, Row, chosen
@@ -254,6 +255,31 @@ def test_a_plan_is_read_as_it_is_printed() -> None:
         "evaluation  about 12 s, 2 times on the 850 validation rows\nmemory      about 1.5 GiB of 24 GiB\n"
     )
     assert parse_plan(text) == {"training": 224.0, "evaluation": 12.0, "memory": 1536.0}
+
+
+def test_short_plans_are_compared_over_more_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan is of a whole training; of one of seconds, saving alone is a tenth."""
+    called: list[tuple[str, str]] = []
+
+    def command(*arguments: str) -> str:
+        (count,) = (word.partition("=")[2] for word in arguments if word.startswith("train.max_updates="))
+        called.append((arguments[0], count))
+        if arguments[0] == "run":
+            record = {"updates": int(count), "timing": {"train_s": 25.5}, "peak_rss_mb": 1700.0}
+            (Path(arguments[-1])).mkdir()
+            (Path(arguments[-1]) / "run.json").write_text(json.dumps(record))
+        return (
+            f"training    about {int(count) / 7.5:.1f} s, from 8 timed updates\nevaluation  about 1.0 s, 1 times\n"
+            "memory      about 1.5 GiB of 24 GiB\n"
+        )
+
+    monkeypatch.setattr(plans, "_finetune", command)
+    found = plans.compare_plan("bert_cls", None)
+    assert called == [("plan", "30"), ("plan", "120"), ("run", "120")]  # 5 s, so four times as many
+    assert found == {"updates": 120, "predicted_s": 17.0, "real_s": 25.5, "predicted_mb": 1536.0, "real_mb": 1700.0}
+    called.clear()
+    plans.compare_plan("bert_cls", 30)  # as asked
+    assert called == [("plan", "30"), ("run", "30")]
 
 
 def test_nothing_is_made_up_without_records(tmp_path: Path) -> None:
