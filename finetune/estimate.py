@@ -58,7 +58,7 @@ def print_plan(options: RunOptions) -> int:
         padding = f"{with_buckets:.1%} of the tokens computed ({without:.1%} without length buckets)"
         lines.append(("padding", "left out of the encoder" if "train.skip_padding" in faster else padding))
     lines += [("note", note) for note in (*task.data.notes, *task.notes)]
-    faster += ["train.keep_outputs"] if settings.keep_outputs and (once or task.baselines) else []
+    faster += ["train.keep_outputs"] if settings.keep_outputs and once else []
     faster += ["train.length_buckets"] if lengths is not None and settings.length_buckets else []
     if faster:
         lines.append(("faster by", f"{', '.join(faster)}; =false switches one off"))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from finetune.checkpoint import Checkpoints
+    from finetune.evaluation.kept import KeptOutputs
     from finetune.recipe import LoadedRecipe
     from finetune.record import RunRecord
     from finetune.task import Task
@@ -48,7 +49,6 @@ def run(options: RunOptions) -> int:
         print(f"{options.resume} is completed already; nothing is left to resume.")
         return 0
 
-    from finetune.evaluation.kept import KeptOutputs
     from finetune.evaluation.predict import predict_rows
     from finetune.frozen_features import reused_features
     from finetune.launch import say
@@ -58,6 +58,7 @@ def run(options: RunOptions) -> int:
     loaded, accelerator, precision, threads = open_run(options)
     try:
         task = loaded.build()
+        kept = _kept_outputs(loaded, task)
         trainer = build_trainer(loaded, task, accelerator)
         folder = _open_folder(loaded, options, trainer)
         record = _first_record(loaded, options, trainer, folder, precision, threads)
@@ -72,7 +73,6 @@ def run(options: RunOptions) -> int:
             say(accelerator, f"{folder}: {_plan_line(trainer, record)}")
             for note in record.content["data"]["notes"]:
                 say(accelerator, f"note: {note}")
-            kept = KeptOutputs(trainer.settings) if trainer.settings.keep_outputs else None
             baselines = task.baselines(accelerator, kept or predict_rows) if task.baselines else []
             samples = task.samples(task.model) if task.samples and accelerator.is_main_process else []
             seconds.stop("baselines_s")
@@ -121,6 +121,17 @@ def open_run(options: RunOptions) -> tuple[LoadedRecipe, Accelerator, str, int]:
     elastic = settings.deterministic == "elastic" and settings.threads == "auto"
     precision, threads = choose_precision(settings.precision), use_threads(1 if elastic else settings.threads)
     return loaded, make_accelerator(precision, settings.trackers), precision, threads
+
+
+def _kept_outputs(loaded: LoadedRecipe, task: Task) -> KeptOutputs | None:
+    """What reads and keeps outputs of the model as it came, before an adapter goes in; None where nothing would."""
+    from finetune.adapters import Frozen
+    from finetune.evaluation.kept import KeptOutputs
+
+    recipe = loaded.recipe
+    if not recipe.train.keep_outputs or not (task.baselines or isinstance(recipe.adapter, Frozen)):
+        return None
+    return KeptOutputs(recipe.train, task.model, recipe.adapter.model_dump(), loaded.sha256)
 
 
 def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) -> Trainer:

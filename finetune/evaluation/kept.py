@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import importlib.metadata
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 
 import finetune
 from finetune.data.batching import RowKey, evaluation_batches
 from finetune.data.cache import cache_folder
 from finetune.errors import SourceError
 from finetune.evaluation.predict import MAX_TOKENS, most_rows, predict_all, to_device
-from finetune.files import sha256_file, whole_file, write_json
+from finetune.files import whole_file, write_json
 from finetune.launch import say
 from finetune.memory import Shortage
 
@@ -29,24 +31,44 @@ if TYPE_CHECKING:
 
 # Computed at each reading all the same: one batch of these, whose bits must be those of before.
 CHECKED_ROWS = 4
+# Of the free disk: a cache must not take the room that checkpoints were promised.
+MOST_OF_DISK = 0.05
 
 
 class KeptOutputs:
     """`predict_rows`, read from the cache where the same model was given the same batches before.
 
-    What is kept goes by a hash of all that decides the numbers: the model's weights and structure, every batch as the
-    model gets it, precision and switches of training, threads, processor, versions, and this toolkit's own code. A
-    recipe's own functions are not in it; so a batch of four rows is computed each time, and what is kept counts only
-    if it has the same bits. What is damaged, or can't be written, is computed and said.
+    What is kept goes by a hash of what decides the numbers: the model's weights and structure as they were before an
+    adapter went in, every batch as the model gets it, precision and switches of training, threads, processor, versions,
+    the recipe's source and this toolkit's. A batch of four rows is computed each time besides, and what is kept counts
+    only if it has the same bits. What is damaged, or can't be kept, is computed and said.
+
+    Args:
+        model: the pretrained one. It and its body are hashed here: an adapter's own start is drawn by the seed, and
+            adds nothing to the outputs yet.
+        adapter: settings of it that change the pretrained weights themselves.
+        recipe_sha256: of the recipe's source, whose functions may make the outputs.
 
     Attributes:
         read: titles of what came from the cache, for the record.
     """
 
-    def __init__(self, settings: TrainSettings) -> None:
+    def __init__(
+        self, settings: TrainSettings, model: torch.nn.Module, adapter: Mapping[str, Any], recipe_sha256: str
+    ) -> None:
         self.read: list[str] = []
-        # Any switch may move last digits: none of them is worth a list that somebody forgets to add to.
-        self._switches = {name: value for name, value in settings.model_dump().items() if isinstance(value, bool)}
+        body = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
+        parts = [part for part in (model, body) if isinstance(part, torch.nn.Module)]
+        # By identity: adapters go into a model in place, so that the same object comes to be asked for later.
+        known: dict[Any, str] = {}
+        self._pretrained = {id(part): (part, _model_digest(part, known)) for part in parts}
+        self._fixed = {
+            "code": _code(),
+            "recipe": recipe_sha256,
+            "adapter": [adapter.get("init") or "default", adapter.get("quantize")],
+            # Any switch may move last digits: none of them is worth a list that somebody forgets to add to.
+            "switches": {name: value for name, value in settings.model_dump().items() if isinstance(value, bool)},
+        }
 
     def __call__(
         self,
@@ -65,7 +87,7 @@ class KeptOutputs:
         """
         key = self._key(frozen or model, rows, collate, outputs, accelerator)
         few = _few(model, rows, collate, outputs, accelerator)
-        kept = _read(key, few, len(rows), accelerator)
+        kept = _read(key, few, len(rows), accelerator) if key else None
         have = accelerator.reduce(torch.tensor([int(kept is not None)], device=accelerator.device), reduction="sum")
         if kept is not None and int(have) == accelerator.num_processes:
             say(accelerator, f"{title}: {len(rows):,} rows read from the cache, where an earlier run kept them")
@@ -73,7 +95,7 @@ class KeptOutputs:
             return kept
         found_RK, as_planned = predict_all(model, rows, collate, outputs, accelerator, title)
         # Smaller batches than planned, for want of memory, are rounded otherwise: the next run may have more.
-        if as_planned and few and kept is None and accelerator.is_local_main_process:
+        if key and few and as_planned and kept is None and accelerator.is_local_main_process:
             _write(key, found_RK, few, accelerator)
         return found_RK
 
@@ -85,21 +107,35 @@ class KeptOutputs:
         outputs: Callable[[torch.nn.Module, Batch], torch.Tensor],
         accelerator: Accelerator,
     ) -> str:
-        digest = hashlib.sha256()
-        surroundings = {
-            "code": _code(),
-            "switches": self._switches,
-            "precision": accelerator.mixed_precision,
-            "outputs": f"{outputs.__module__}.{getattr(outputs, '__qualname__', type(outputs).__name__)}",
-            **_machine(accelerator.device),
-        }
-        digest.update(json.dumps(surroundings, sort_keys=True).encode())
-        _add_model(digest, model)
-        most = most_rows(rows, collate, accelerator.device)
-        for index in evaluation_batches(rows.lengths, len(rows), most, MAX_TOKENS):
-            digest.update(index.astype(np.int64).tobytes())
-            _add_tensors(digest, collate(rows.__getitems__([RowKey(0, int(row)) for row in index])))
-        return digest.hexdigest()[:32]
+        """The same on every process; "" where they are on unlike machines, and each would round for itself, or the
+        model has tensors of a kind that is not known here."""
+        _, pretrained = self._pretrained.get(id(model)) or (model, _model_digest(model, {}))
+        if not pretrained:
+            return ""
+        surroundings = json.dumps(
+            {
+                **self._fixed,
+                "model": pretrained,
+                "precision": accelerator.mixed_precision,
+                "outputs": f"{outputs.__module__}.{getattr(outputs, '__qualname__', type(outputs).__name__)}",
+                **_machine(accelerator.device, model),
+            },
+            sort_keys=True,
+        )
+        most, world = most_rows(rows, collate, accelerator.device), accelerator.num_processes
+        batches = evaluation_batches(rows.lengths, len(rows), most, MAX_TOKENS)
+        mine = {}
+        for number in range(accelerator.process_index, len(batches), world):
+            digest = hashlib.sha256(batches[number].astype(np.int64).tobytes())
+            batch = collate(rows.__getitems__([RowKey(0, int(row)) for row in batches[number]]))
+            for name, tensor in batch.items():
+                digest.update(f"{name} {_tensor_digest(tensor)}".encode())
+            mine[number] = digest.hexdigest()
+        everyone: list[Any] = gather_object([(surroundings, mine)]) if world > 1 else [(surroundings, mine)]
+        if any(other != surroundings for other, _ in everyone):
+            return ""
+        whole = sorted(pair for _, some in everyone for pair in some.items())
+        return hashlib.sha256(json.dumps([surroundings, whole]).encode()).hexdigest()[:32]
 
 
 def _few(
@@ -133,10 +169,10 @@ def _read(key: str, few: str, rows: int, accelerator: Accelerator) -> np.ndarray
         if not about.is_file():
             return None
         content: Any = json.loads(about.read_text("utf-8"))
-        if sha256_file(path) == content["sha256"]:
-            found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-            if content["few_rows_sha256"] == few and found.ndim == 2 and len(found) == rows:
-                return found
+        found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        usable = found.ndim == 2 and len(found) == rows and found.dtype == np.float32 and found.flags.c_contiguous
+        if usable and content["few_rows_sha256"] == few and _sha256(found) == content["sha256"]:
+            return found
         problem = "is damaged, or no longer what the model gives"
     except (OSError, ValueError, KeyError, TypeError, SourceError) as error:
         problem = f"can't be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
@@ -145,48 +181,78 @@ def _read(key: str, few: str, rows: int, accelerator: Accelerator) -> np.ndarray
 
 
 def _write(key: str, found_RK: np.ndarray, few: str, accelerator: Accelerator) -> None:
+    found_RK = np.ascontiguousarray(found_RK, dtype=np.float32)
     try:
         path, about = _paths(key)
+        if found_RK.nbytes > MOST_OF_DISK * (free := shutil.disk_usage(path.parent).free):
+            gib = (found_RK.nbytes / 2**30, free / 2**30)
+            raise SourceError(f"{gib[0]:,.2f} GiB are much for a cache on a disk with {gib[1]:,.1f} GiB left")
         with whole_file(path) as file:
-            np.save(file, np.ascontiguousarray(found_RK), allow_pickle=False)
-        write_json(about, {"sha256": sha256_file(path), "few_rows_sha256": few})  # last: without it nothing is read
+            np.save(file, found_RK, allow_pickle=False)
+        # Last: without it nothing is read. The hash is of what was to be written, whoever else writes there.
+        write_json(about, {"sha256": _sha256(found_RK), "few_rows_sha256": few})
     except (OSError, SourceError) as error:
         say(accelerator, f"note: the next run computes this again, because it can't be kept: {error}")
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(array.data).hexdigest()
+
+
+def _machine(device: torch.device, model: torch.nn.Module) -> dict[str, Any]:
     """What rounds otherwise on another machine, or on this one with other software."""
     from finetune.hardware import describe
     from finetune.record import versions
 
-    threads = torch.get_num_threads()
-    described = {name: value for name, value in describe(1, threads).items() if name != "memory_gb"}
+    described = {name: value for name, value in describe(1, torch.get_num_threads()).items() if name != "memory_gb"}
+    packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
     return {
         "device": device.type,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "hardware": described,
-        "versions": versions(),
+        "versions": versions() | {package: _version(package) for package in packages},
     }
 
 
-def _add_model(digest: Any, model: torch.nn.Module) -> None:
-    digest.update(f"{type(model).__module__}.{model!r}".encode())
-    if config := getattr(model, "config", None):
-        settings = {name: value for name, value in config.to_dict().items() if not name.endswith("name_or_path")}
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    _add_tensors(digest, model.state_dict())
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""  # of the recipe or of this toolkit, whose sources are hashed
 
 
-def _add_tensors(digest: Any, tensors: dict[str, torch.Tensor]) -> None:
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+def _model_digest(model: torch.nn.Module, known: dict[Any, str]) -> str:
+    """Hash of weights, structure and configuration; "" where a weight is of a kind that can't be hashed here.
+
+    Args:
+        known: hashes of tensors by where they are, added to: tied ones, and those of a part, are hashed once.
+    """
+    digest = hashlib.sha256(f"{type(model).__module__}.{model!r}".encode())
+    config: Any = getattr(model, "config", None)
+    settings = config.to_dict() if hasattr(config, "to_dict") else {"config": repr(config)}
+    named = {name: value for name, value in settings.items() if not str(name).endswith("name_or_path")}
+    digest.update(json.dumps(named, sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+            return ""
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if place not in known:
+            known[place] = _tensor_digest(tensor)
+        digest.update(f"{name} {known[place]}".encode())
+    return digest.hexdigest()
 
 
-@functools.cache
+def _tensor_digest(tensor: torch.Tensor) -> str:
+    # Strides too: channels last is computed by other kernels.
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} {tensor.stride()}".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _code() -> str:
     """Hash of this toolkit's own sources: what other code computed is not taken for this code's."""
     digest = hashlib.sha256()
     for path in sorted(Path(finetune.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+        if path.is_file():
+            digest.update(path.read_bytes())
     return digest.hexdigest()

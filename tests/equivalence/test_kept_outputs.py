@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Probe:
         self.collate = trainer.task.collate
         self.rows: Any = trainer.task.rows["valid"]
         self.scale = 1.0
+        self.recipe, self.adapter = "hash of a recipe", {"name": "frozen"}
         self.passes = 0
         self.encoder.register_forward_hook(self._count)
 
@@ -52,9 +54,12 @@ class Probe:
         found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return self.scale * mean_pooled(found.last_hidden_state, batch["attention_mask"])
 
+    def keep(self) -> KeptOutputs:
+        return KeptOutputs(self.trainer.settings, self.trainer.model, self.adapter, self.recipe)
+
     def read(self) -> tuple[np.ndarray, bool]:
         """The features, and whether they came from the cache; both ways they are what `predict_rows` gives."""
-        before, keep = self.passes, KeptOutputs(self.trainer.settings)
+        before, keep = self.passes, self.keep()
         found = keep(self.encoder, self.rows, self.collate, self.outputs, self.trainer.accelerator, "probe")
         passes = self.passes - before
         plain = predict_rows(self.encoder, self.rows, self.collate, self.outputs, self.trainer.accelerator, "plain")
@@ -107,6 +112,14 @@ def test_whatever_decides_the_numbers_is_asked_for(probe: Probe, monkeypatch: py
     anew_and_back()
     probe.trainer.settings = settings
 
+    for name, value in (("recipe", "hash of an edited recipe"), ("adapter", {"name": "lora", "init": "pissa"})):
+        before_it = getattr(probe, name)
+        setattr(probe, name, value)
+        anew_and_back()
+        setattr(probe, name, before_it)
+    probe.adapter = {"name": "lora", "init": "default", "rank": 4}  # starts as the model came
+    assert probe.read()[1] is True
+
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     anew_and_back()
@@ -119,7 +132,7 @@ def test_whatever_decides_the_numbers_is_asked_for(probe: Probe, monkeypatch: py
 
 
 def test_a_function_that_changed_is_noticed_by_four_rows(probe: Probe, capsys: pytest.CaptureFixture[str]) -> None:
-    """A recipe's own function is in no hash; here it has the same name and other numbers."""
+    """What a function of the recipe calls elsewhere is in no hash; here it has the same name and other numbers."""
     probe.read()
     probe.scale = 1.0 + 2.0**-20
     assert probe.read()[1] is False
@@ -145,8 +158,8 @@ def test_damage_is_said_and_mended(probe: Probe, folder: Path, damage: str, caps
     elif damage == "empty":
         about.write_text("")
     else:  # whole files of other rows
-        np.save(array, np.zeros((3, 384), np.float32))
-        about.write_text(json.dumps({**json.loads(about.read_text()), "sha256": kept.sha256_file(array)}))
+        np.save(array, other := np.zeros((3, 384), np.float32))
+        about.write_text(json.dumps({**json.loads(about.read_text()), "sha256": kept._sha256(other)}))
     assert probe.read()[1] is False
     said = capsys.readouterr().out
     assert said.count("it is computed anew") == 1
@@ -159,8 +172,8 @@ def test_objects_in_the_file_are_not_made(probe: Probe, folder: Path) -> None:
     probe.read()
     (array,), (about,) = folder.glob("*.npy"), folder.glob("*.json")
     np.save(array, np.array([[{}] * 384] * len(probe.rows), dtype=object), allow_pickle=True)
-    about.write_text(json.dumps({**json.loads(about.read_text()), "sha256": kept.sha256_file(array)}))
     assert probe.read()[1] is False
+    assert about.exists()
 
 
 def test_what_can_not_be_written_is_computed_each_time(
@@ -173,12 +186,62 @@ def test_what_can_not_be_written_is_computed_each_time(
     assert capsys.readouterr().out.count("the next run computes this again, because it can't be kept") == 2
 
 
+def test_it_never_takes_much_of_the_disk(
+    probe: Probe, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kept.shutil, "disk_usage", lambda _: SimpleNamespace(free=20 * len(probe.rows) * 384 * 4 - 1))
+    assert probe.read()[1] is False
+    assert list(folder.iterdir()) == []
+    assert "0.00 GiB are much for a cache on a disk with 0.0 GiB left" in capsys.readouterr().out
+    monkeypatch.setattr(kept.shutil, "disk_usage", lambda _: SimpleNamespace(free=20 * len(probe.rows) * 384 * 4))
+    assert (probe.read()[1], probe.read()[1]) == (False, True)
+
+
+def test_unlike_machines_keep_nothing_and_like_ones_share_the_work(
+    probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, one after the other: each hashes its own batches, and both come to the same key."""
+    monkeypatch.setattr(kept, "MAX_TOKENS", 64)
+    said: list[Any] = []
+
+    def key(rank: int, others: list[Any]) -> str:
+        place = SimpleNamespace(
+            process_index=rank, num_processes=2, device=torch.device("cpu"), mixed_precision="no"
+        )  # fmt: skip
+
+        def gather(mine: list[Any]) -> list[Any]:
+            said.extend(mine)
+            return [*mine, *others]
+
+        monkeypatch.setattr(kept, "gather_object", gather)
+        accelerator: Any = place
+        return probe.keep()._key(probe.encoder, probe.rows, probe.collate, probe.outputs, accelerator)
+
+    key(0, [])
+    key(1, [])
+    first, second = said
+    assert first[0] == second[0]
+    assert len(first[1]) > 1
+    assert not {*first[1]} & {*second[1]}
+    assert key(0, [second]) == key(1, [first]) != ""
+    assert key(0, [("another processor", second[1])]) == ""
+    alone: Any = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"), mixed_precision="no")
+    assert probe.keep()._key(probe.encoder, probe.rows, probe.collate, probe.outputs, alone) == key(0, [second])
+
+
+def test_a_model_that_can_not_be_hashed_is_computed(probe: Probe, folder: Path) -> None:
+    probe.encoder.register_buffer("rare", torch.eye(3).to_sparse())
+    for _ in range(2):
+        assert probe.read()[1] is False
+    assert list(folder.iterdir()) == []
+
+
 def test_a_frozen_model_trains_to_the_same_bits(tmp_path: Path) -> None:
     """The head is new in each run and by its seed: features go by the encoder alone."""
 
     def fitted(name: str, *more: str, keep: bool = True) -> tuple[Trainer, list[str]]:
         trainer = make_trainer(tmp_path / name, *FROZEN, *more)
-        outputs = KeptOutputs(trainer.settings)
+        outputs = KeptOutputs(trainer.settings, trainer.model, {}, "")
         with reused_features(trainer, outputs if keep else None):
             trainer.fit()
         return trainer, outputs.read
@@ -203,7 +266,7 @@ def test_smaller_batches_for_want_of_memory_are_not_kept(probe: Probe, folder: P
             raise RuntimeError("can't allocate memory")
         return whole(model, batch)
 
-    keep, accelerator = KeptOutputs(probe.trainer.settings), probe.trainer.accelerator
+    keep, accelerator = probe.keep(), probe.trainer.accelerator
     found = keep(probe.encoder, probe.rows, probe.collate, too_much_at_first, accelerator, "probe")
     assert met
     plain = predict_rows(probe.encoder, probe.rows, probe.collate, whole, accelerator, "plain")
@@ -219,7 +282,7 @@ def test_a_run_without_memory_for_four_rows_goes_on(probe: Probe, folder: Path) 
             raise MemoryError
         return whole(model, batch)
 
-    keep, rows = KeptOutputs(probe.trainer.settings), replace(probe.rows, labels=None)
+    keep, rows = probe.keep(), replace(probe.rows, labels=None)
     found = keep(probe.encoder, rows, probe.collate, one_by_one, probe.trainer.accelerator, "probe")
     assert len(found) == len(rows)
     assert list(folder.iterdir()) == []

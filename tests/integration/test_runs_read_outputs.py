@@ -30,11 +30,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         (cache / name).symlink_to(cache_dir() / name)
     reviews = write_reviews(folder / "reviews.csv", rows=300)
     settings = ["train.max_updates=4", "data.max_tokens=32", "train.threads=1", "train.precision=fp32"]
-    arguments = ["run", "bert_cls", "--data", str(reviews), "--adapter", "frozen"]
+    arguments = ["run", "bert_cls", "--data", str(reviews)]
 
-    def finished(name: str, *more: str, world: int = 1) -> Path:
+    def finished(name: str, *more: str, world: int = 1, adapter: str = "frozen") -> Path:
         flags = [flag for setting in [*settings, *more] for flag in ("--set", setting)]
-        words = [*arguments, *flags, "--output", str(folder / name)]
+        words = [*arguments, "--adapter", adapter, *flags, "--output", str(folder / name)]
         around = environment(PYTHONPATH=str(ROOT), FINETUNE_CACHE=str(cache))
         for done in forks().start(words, ROOT, around, world=world).wait_all():
             assert done.returncode == 0, done.stderr
@@ -67,3 +67,12 @@ def test_one_process_reads_what_two_computed(run: Any) -> None:
     two, one = run("by two", "train.seed=5", "data.max_tokens=24", world=2), run("by one", "data.max_tokens=24")
     assert record_of(two)["read_from_cache"] == []
     assert record_of(one)["read_from_cache"] == READ
+
+
+def test_what_an_adapter_starts_with_is_no_part_of_the_encoder_as_it_came(run: Any) -> None:
+    """LoRA's first matrices are drawn by the seed; their product is 0."""
+    full = run("full", "data.max_tokens=20", adapter="full")
+    lora = run("lora", "data.max_tokens=20", "train.seed=3", "adapter.rank=2", adapter="lora")
+    assert (record_of(full)["read_from_cache"], record_of(lora)["read_from_cache"]) == ([], ["probe", "probe"])
+    probes = [record_of(some)["baselines"]["frozen-encoder probe"]["accuracy"]["value"] for some in (full, lora)]
+    assert probes[0] == probes[1]
