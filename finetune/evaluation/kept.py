@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 
 import finetune
 from finetune.data.batching import RowKey, evaluation_batches
@@ -122,20 +121,20 @@ class KeptOutputs:
             },
             sort_keys=True,
         )
-        most, world = most_rows(rows, collate, accelerator.device), accelerator.num_processes
-        batches = evaluation_batches(rows.lengths, len(rows), most, MAX_TOKENS)
-        mine = {}
-        for number in range(accelerator.process_index, len(batches), world):
+        batches = evaluation_batches(rows.lengths, len(rows), most_rows(rows, collate, accelerator.device), MAX_TOKENS)
+        # Hashes travel as numbers in tensors, never as pickles: each process fills in those of its own batches.
+        found = torch.zeros((len(batches), 32), dtype=torch.int32)
+        for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
             digest = hashlib.sha256(batches[number].astype(np.int64).tobytes())
             batch = collate(rows.__getitems__([RowKey(0, int(row)) for row in batches[number]]))
             for name, tensor in batch.items():
                 digest.update(f"{name} {_tensor_digest(tensor)}".encode())
-            mine[number] = digest.hexdigest()
-        everyone: list[Any] = gather_object([(surroundings, mine)]) if world > 1 else [(surroundings, mine)]
-        if any(other != surroundings for other, _ in everyone):
+            found[number] = torch.tensor(list(digest.digest()))
+        found = accelerator.reduce(found.to(accelerator.device), reduction="sum").cpu()
+        own = torch.tensor([list(hashlib.sha256(surroundings.encode()).digest())], dtype=torch.int32)
+        if not (accelerator.gather(own.to(accelerator.device)).cpu() == own).all():
             return ""
-        whole = sorted(pair for _, some in everyone for pair in some.items())
-        return hashlib.sha256(json.dumps([surroundings, whole]).encode()).hexdigest()[:32]
+        return hashlib.sha256(bytes([*own[0].tolist(), *found.flatten().tolist()])).hexdigest()[:32]
 
 
 def _few(

@@ -202,31 +202,38 @@ def test_unlike_machines_keep_nothing_and_like_ones_share_the_work(
 ) -> None:
     """Two processes, one after the other: each hashes its own batches, and both come to the same key."""
     monkeypatch.setattr(kept, "MAX_TOKENS", 64)
-    said: list[Any] = []
+    said: list[list[torch.Tensor]] = []
 
-    def key(rank: int, others: list[Any]) -> str:
-        place = SimpleNamespace(
-            process_index=rank, num_processes=2, device=torch.device("cpu"), mixed_precision="no"
+    def key(rank: int, world: int, other: list[torch.Tensor] | None) -> str:
+        """Of a process that hears from the other one these hashes of batches, and of what it computes with."""
+        mine: list[torch.Tensor] = []
+
+        def reduce(tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+            assert reduction == "sum"
+            mine.append(tensor.clone())
+            return tensor if other is None else tensor + other[0]
+
+        def gather(tensor: torch.Tensor) -> torch.Tensor:
+            mine.append(tensor.clone())
+            return tensor if other is None else torch.cat([tensor, other[1]])
+
+        accelerator: Any = SimpleNamespace(
+            process_index=rank, num_processes=world, device=torch.device("cpu"), mixed_precision="no",
+            reduce=reduce, gather=gather,
         )  # fmt: skip
+        found = probe.keep()._key(probe.encoder, probe.rows, probe.collate, probe.outputs, accelerator)
+        said.append(mine)
+        return found
 
-        def gather(mine: list[Any]) -> list[Any]:
-            said.extend(mine)
-            return [*mine, *others]
-
-        monkeypatch.setattr(kept, "gather_object", gather)
-        accelerator: Any = place
-        return probe.keep()._key(probe.encoder, probe.rows, probe.collate, probe.outputs, accelerator)
-
-    key(0, [])
-    key(1, [])
+    key(0, 2, None)
+    key(1, 2, None)
     first, second = said
-    assert first[0] == second[0]
-    assert len(first[1]) > 1
-    assert not {*first[1]} & {*second[1]}
-    assert key(0, [second]) == key(1, [first]) != ""
-    assert key(0, [("another processor", second[1])]) == ""
-    alone: Any = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"), mixed_precision="no")
-    assert probe.keep()._key(probe.encoder, probe.rows, probe.collate, probe.outputs, alone) == key(0, [second])
+    assert torch.equal(first[1], second[1])
+    worked = [some[0].any(1) for some in said]
+    assert torch.equal(worked[0], ~worked[1])  # each batch by one of them
+    assert all(some.sum() > 1 for some in worked)
+    assert key(0, 2, second) == key(1, 2, first) == key(0, 1, None) != ""
+    assert key(0, 2, [second[0], second[1] + 1]) == ""
 
 
 def test_a_model_that_can_not_be_hashed_is_computed(probe: Probe, folder: Path) -> None:
