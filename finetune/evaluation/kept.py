@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 CHECKED_ROWS = 4
 # Of the free disk: a cache must not take the room that checkpoints were promised.
 MOST_OF_DISK = 0.05
+# What nobody read for so long is of other code, rows or weights than are asked for by now.
+UNREAD_S = 30 * 24 * 3600.0
 
 
 class KeptOutputs:
@@ -171,6 +176,9 @@ def _read(key: str, few: str, rows: int, accelerator: Accelerator) -> np.ndarray
         found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         usable = found.ndim == 2 and len(found) == rows and found.dtype == np.float32 and found.flags.c_contiguous
         if usable and content["few_rows_sha256"] == few and _sha256(found) == content["sha256"]:
+            with suppress(OSError):  # somebody else's cache can be read too
+                os.utime(path)
+                os.utime(about)
             return found
         problem = "is damaged, or no longer what the model gives"
     except (OSError, ValueError, KeyError, TypeError, SourceError) as error:
@@ -183,6 +191,10 @@ def _write(key: str, found_RK: np.ndarray, few: str, accelerator: Accelerator) -
     found_RK = np.ascontiguousarray(found_RK, dtype=np.float32)
     try:
         path, about = _paths(key)
+        for other in path.parent.iterdir():
+            with suppress(OSError):  # gone by now, or not ours
+                if time.time() - other.stat().st_mtime > UNREAD_S:
+                    other.unlink()
         if found_RK.nbytes > MOST_OF_DISK * (free := shutil.disk_usage(path.parent).free):
             gib = (found_RK.nbytes / 2**30, free / 2**30)
             raise SourceError(f"{gib[0]:,.2f} GiB are much for a cache on a disk with {gib[1]:,.1f} GiB left")

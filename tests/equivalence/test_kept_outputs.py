@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,6 +197,28 @@ def test_it_never_takes_much_of_the_disk(
     assert "0.00 GiB are much for a cache on a disk with 0.0 GiB left" in capsys.readouterr().out
     monkeypatch.setattr(kept.shutil, "disk_usage", lambda _: SimpleNamespace(free=20 * len(probe.rows) * 384 * 4))
     assert (probe.read()[1], probe.read()[1]) == (False, True)
+
+
+def test_what_nobody_reads_for_a_month_is_forgotten(probe: Probe, folder: Path) -> None:
+    probe.read()
+    first = set(folder.iterdir())
+    long_ago = time.time() - kept.UNREAD_S - 60
+
+    def grow_old() -> None:
+        for path in folder.iterdir():
+            os.utime(path, (long_ago, long_ago))
+
+    grow_old()
+    assert probe.read()[1] is True  # old, but read again
+    probe.recipe = "another recipe"
+    probe.read()
+    assert first < set(folder.iterdir())
+    assert len(list(folder.iterdir())) == 4
+    grow_old()
+    probe.recipe = "a third recipe"
+    probe.read()
+    assert len(list(folder.iterdir())) == 2
+    assert not first & set(folder.iterdir())
 
 
 def test_unlike_machines_keep_nothing_and_like_ones_share_the_work(
