@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +38,7 @@ CHECKED_ROWS = 4
 MOST_OF_DISK = 0.05
 # What nobody read for so long is of other code, rows or weights than are asked for by now.
 UNREAD_S = 30 * 24 * 3600.0
+_OWN_FILE = re.compile(r"[0-9a-f]{32}\.(npy|json)")
 
 
 class KeptOutputs:
@@ -181,7 +183,7 @@ def _read(key: str, few: str, rows: int, accelerator: Accelerator) -> np.ndarray
                 os.utime(about)
             return found
         problem = "is damaged, or no longer what the model gives"
-    except (OSError, ValueError, KeyError, TypeError, SourceError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError, SourceError) as error:
         problem = f"can't be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     say(accelerator, f"note: {key} in the cache's folder outputs {problem}; it is computed anew")
     return None
@@ -191,10 +193,7 @@ def _write(key: str, found_RK: np.ndarray, few: str, accelerator: Accelerator) -
     found_RK = np.ascontiguousarray(found_RK, dtype=np.float32)
     try:
         path, about = _paths(key)
-        for other in path.parent.iterdir():
-            with suppress(OSError):  # gone by now, or not ours
-                if time.time() - other.stat().st_mtime > UNREAD_S:
-                    other.unlink()
+        _forget_unread(path.parent)
         if found_RK.nbytes > MOST_OF_DISK * (free := shutil.disk_usage(path.parent).free):
             gib = (found_RK.nbytes / 2**30, free / 2**30)
             raise SourceError(f"{gib[0]:,.2f} GiB are much for a cache on a disk with {gib[1]:,.1f} GiB left")
@@ -204,6 +203,15 @@ def _write(key: str, found_RK: np.ndarray, few: str, accelerator: Accelerator) -
         write_json(about, {"sha256": _sha256(found_RK), "few_rows_sha256": few})
     except (OSError, SourceError) as error:
         say(accelerator, f"note: the next run computes this again, because it can't be kept: {error}")
+
+
+def _forget_unread(folder: Path) -> None:
+    """Delete this module's own files that are old, and nothing else; not through a link, which leads elsewhere."""
+    for path in [] if folder.is_symlink() else folder.iterdir():
+        if _OWN_FILE.fullmatch(path.name):
+            with suppress(OSError):  # gone by now, or somebody else's
+                if time.time() - path.lstat().st_mtime > UNREAD_S:
+                    path.unlink()
 
 
 def _sha256(array: np.ndarray) -> str:

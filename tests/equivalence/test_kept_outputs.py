@@ -142,7 +142,7 @@ def test_a_function_that_changed_is_noticed_by_four_rows(probe: Probe, capsys: p
     assert probe.read()[1] is True
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "about", "shape", "list", "empty"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "emptied", "about", "shape", "list", "empty"])
 def test_damage_is_said_and_mended(probe: Probe, folder: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     probe.read()
     (array,), (about,) = folder.glob("*.npy"), folder.glob("*.json")
@@ -153,6 +153,8 @@ def test_damage_is_said_and_mended(probe: Probe, folder: Path, damage: str, caps
         array.write_bytes(content[: len(content) // 2])
     elif damage == "gone":
         array.unlink()
+    elif damage == "emptied":
+        array.write_bytes(b"")
     elif damage == "about":
         about.write_text("{")
     elif damage == "list":
@@ -214,11 +216,19 @@ def test_what_nobody_reads_for_a_month_is_forgotten(probe: Probe, folder: Path) 
     probe.read()
     assert first < set(folder.iterdir())
     assert len(list(folder.iterdir())) == 4
+    (folder / "notes.json").write_text("somebody's own")
     grow_old()
     probe.recipe = "a third recipe"
     probe.read()
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 2 + 1
     assert not first & set(folder.iterdir())
+    assert (folder / "notes.json").exists()
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(elsewhere)
+    grow_old()
+    probe.recipe = "a fourth recipe"
+    probe.read()
+    assert len(list(elsewhere.iterdir())) == 4 + 1
 
 
 def test_unlike_machines_keep_nothing_and_like_ones_share_the_work(
