@@ -127,10 +127,10 @@ class TrainSettings(Section):
     """Attention in bf16 on CPUs as plain products where torch's kernel is slow (causal, or short rows for features of a
     frozen encoder): the same but for rounding."""
     fast_lora: bool = True
-    """LoRA's linear layers in bf16 on CPUs in fewer passes than PEFT's: the same but for rounding."""
+    """LoRA's linear layers on CPUs in fewer passes than PEFT's: the same but for rounding."""
     fast_decoder_parts: bool = True
-    """RMSNorm and rotary positions in bf16 on CPUs in fewer passes (Llama, Mistral, Qwen2, Qwen3 and SmolLM3): the same
-    but for rounding."""
+    """RMSNorm and rotary positions on CPUs in fewer passes (Llama, Mistral, Qwen2, Qwen3 and SmolLM3): the same but for
+    rounding."""
     skip_padding: bool = True
     """Compute real tokens only where rows of unlike length meet (BERT on CPUs, with `length_buckets=false`): the same
     but for rounding and other dropout masks."""

@@ -1,8 +1,8 @@
-"""RMSNorm and rotary positions in low precision on CPUs, for training: fewer passes over activations than autograd's.
+"""RMSNorm and rotary positions on CPUs, for training: fewer passes over activations than autograd's.
 
 Decoders of Llama's kind write both as a dozen small steps, each with a buffer of its own, forward and backward, and in
 fp32 under autocast; the linear layers that read a norm's result cast it, each for itself. Here each is one step, and
-what it gives is in low precision at once. It serves transformers' models without touching one.
+what it gives is in the precision of those layers at once. It serves transformers' models without touching one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def modeling(model: torch.nn.Module) -> tuple[Any, str] | None:
 
 @contextmanager
 def fast_decoder_parts(model: torch.nn.Module, device: torch.device, wanted: bool) -> Iterator[None]:
-    """A context in which a decoder's norms and rotary positions on the CPU take the short way under autocast."""
+    """A context in which a decoder's norms and rotary positions on the CPU take the short way while it trains."""
     found = modeling(model) if wanted and device.type == "cpu" else None
     if found is None:
         yield
@@ -39,13 +39,13 @@ def fast_decoder_parts(model: torch.nn.Module, device: torch.device, wanted: boo
     norms, rotates = norm.forward, known.apply_rotary_pos_emb
 
     def forward(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.dtype != torch.float32 or not _trains_low():
+        if not torch.is_grad_enabled() or {hidden_states.dtype, layer.weight.dtype} != {torch.float32}:
             return norms(layer, hidden_states)
-        out: torch.Tensor = _Norm.apply(hidden_states, layer.weight, layer.variance_epsilon, _low())
+        out: torch.Tensor = _Norm.apply(hidden_states, layer.weight, layer.variance_epsilon, _dtype())
         return out
 
     def rotated(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1) -> Any:
-        if not _trains_low() or {q.dtype, k.dtype} != {_low()}:
+        if not torch.is_grad_enabled() or {q.dtype, k.dtype} != {_dtype()}:
             return rotates(q, k, cos, sin, unsqueeze_dim)
         cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
         return _Rotated.apply(q, cos, sin), _Rotated.apply(k, cos, sin)
@@ -57,22 +57,19 @@ def fast_decoder_parts(model: torch.nn.Module, device: torch.device, wanted: boo
         norm.forward, known.apply_rotary_pos_emb = norms, rotates
 
 
-def _low() -> torch.dtype:
-    return torch.get_autocast_dtype("cpu")
-
-
-def _trains_low() -> bool:
-    return torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+def _dtype() -> torch.dtype:
+    """What linear layers compute in."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
 class _Norm(torch.autograd.Function):
-    """x weight / sqrt(mean(x²) + eps), [..., D] fp32 to low precision."""
+    """x weight / sqrt(mean(x²) + eps), [..., D] fp32 to `dtype`."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, low: torch.dtype) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
         rate = x.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, rate)
-        return (x * rate).mul_(weight).to(low)
+        return (x * rate).mul_(weight).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -87,7 +84,7 @@ class _Norm(torch.autograd.Function):
 
 
 class _Rotated(torch.autograd.Function):
-    """Pairs of a head's elements (i, i + D/2) turned by an angle each, [B, H, T, D] in low precision.
+    """Pairs of a head's elements (i, i + D/2) turned by an angle each, [B, H, T, D].
 
     Both halves of cos and sin are alike, as every family here makes them, so turning back is the gradient.
     """

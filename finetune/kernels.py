@@ -38,8 +38,8 @@ class Kernels:
         of_use = {
             "fast_dropout": drops,
             "fast_attention": causal and low_precision,
-            "fast_lora": low_precision and any(is_plain(module) for module in model.modules()),
-            "fast_decoder_parts": low_precision and modeling(model) is not None,
+            "fast_lora": any(is_plain(module) for module in model.modules()),
+            "fast_decoder_parts": modeling(model) is not None,
             "skip_padding": self._skips_padding(model),
             "skip_unread": last_layer(model) is not None and not self._skips_padding(model),
             "reuse_memory": True,

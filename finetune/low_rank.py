@@ -1,8 +1,8 @@
-"""LoRA's linear layers in low precision on CPUs, for training: fewer passes over activations than in PEFT.
+"""LoRA's linear layers on CPUs, for training: fewer passes over activations than in PEFT.
 
-PEFT casts a layer's input to the adapter's fp32 for dropout and back for its products, scales in a pass of its own and
-adds in another. Here the input stays in low precision, and product, scale and sum are one call. (Dropping out before or
-after the cast gives the same bits; the sum is rounded once in place of twice.)
+PEFT scales in a pass of its own and adds in another, and in low precision casts a layer's input to the adapter's fp32
+for dropout and back for its products. Here the input stays as it is, and product, scale and sum are one call. (Dropping
+out before or after the cast gives the same bits; the sum is rounded once in place of twice.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PEFTS_LAYERS = "peft.tuners.lora.layer"
 
 @contextmanager
 def fast_lora(device: torch.device, wanted: bool) -> Iterator[None]:
-    """A context in which LoRA's linear layers on the CPU take the short way under autocast; nothing elsewhere."""
+    """A context in which LoRA's linear layers on the CPU take the short way; nothing elsewhere."""
     # Imported by whoever made such layers: without them there is nothing to do.
     layers = sys.modules.get(PEFTS_LAYERS)
     if not wanted or device.type != "cpu" or layers is None:
@@ -31,10 +31,10 @@ def fast_lora(device: torch.device, wanted: bool) -> Iterator[None]:
     pefts: Callable[..., torch.Tensor] = layers.Linear.forward
 
     def forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        trains = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
-        if args or kwargs or not trains or not is_plain(layer) or (_drops(layer) and not is_fast()):
+        usual = torch.is_grad_enabled() and not args and not kwargs and is_plain(layer)
+        if not usual or (dtype := _dtype(layer, x)) is None or (_drops(layer) and not is_fast()):
             return pefts(layer, x, *args, **kwargs)
-        return _forward(layer, x, torch.get_autocast_dtype("cpu"))
+        return _forward(layer, x, dtype)
 
     layers.Linear.forward = forward
     try:
@@ -62,21 +62,29 @@ def is_plain(layer: Any) -> bool:
     )
 
 
+def _dtype(layer: Any, x: torch.Tensor) -> torch.dtype | None:
+    """What the layer computes in: autocast's, or fp32 where all is in it; None where PEFT has casts of its own."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    parts = (x, layer.base_layer.weight, layer.lora_A[layer.active_adapters[0]].weight)
+    return torch.float32 if all(part.dtype == torch.float32 for part in parts) else None
+
+
 def _drops(layer: Any) -> float:
     """Share of the adapter's inputs that is dropped in this pass."""
     dropout = layer.lora_dropout[layer.active_adapters[0]]
     return float(dropout.p) if isinstance(dropout, torch.nn.Dropout) and dropout.training else 0.0
 
 
-def _forward(layer: Any, x: torch.Tensor, low: torch.dtype) -> torch.Tensor:
+def _forward(layer: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     name, base = layer.active_adapters[0], layer.base_layer
-    bias = None if base.bias is None else base.bias.to(low)
+    bias = None if base.bias is None else base.bias.to(dtype)
     keep, scale = None, 1.0
     if p := _drops(layer):
         keep, scale = keep_mask(x.shape, p), 1 / (1 - p)
     matrices = (layer.lora_A[name].weight, layer.lora_B[name].weight)
     out: torch.Tensor = _LoraLinear.apply(
-        x.to(low), base.weight.to(low), bias, *matrices, layer.scaling[name], keep, scale
+        x.to(dtype), base.weight.to(dtype), bias, *matrices, layer.scaling[name], keep, scale
     )
     return out
 
@@ -100,10 +108,10 @@ class _LoraLinear(torch.autograd.Function):
             rows = x.reshape(-1, x.shape[-1])
             keep = None if keep is None else keep.view(rows.shape)
             dropped = rows if keep is None else masked(rows, keep, scale)
-            low_down, low_up = down.to(x.dtype), up.to(x.dtype)
-            hidden = dropped @ low_down.t()
-            out = F.linear(rows, weight, bias).addmm_(hidden, low_up.t(), alpha=scaling)
-        ctx.save_for_backward(weight, low_down, low_up, dropped, hidden, keep)
+            cast_down, cast_up = down.to(x.dtype), up.to(x.dtype)
+            hidden = dropped @ cast_down.t()
+            out = F.linear(rows, weight, bias).addmm_(hidden, cast_up.t(), alpha=scaling)
+        ctx.save_for_backward(weight, cast_down, cast_up, dropped, hidden, keep)
         ctx.scaling, ctx.scale, ctx.dtype = scaling, scale, down.dtype
         return out.view(*x.shape[:-1], out.shape[-1])
 

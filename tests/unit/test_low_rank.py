@@ -64,6 +64,26 @@ def test_it_is_as_near_to_fp32_as_pefts_path(dropout: float, bias: bool) -> None
     assert {name: some.dtype for name, some in fast.items()} == {name: some.dtype for name, some in exact.items()}
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("bias", [True, False])
+def test_in_fp32_it_is_pefts_path_but_for_rounding(dropout: float, bias: bool) -> None:
+    model = adapted(dropout, bias=bias)
+    pefts, fast = (passed(model, wanted, low=False) for wanted in (False, True))
+    assert set(fast) == set(pefts)
+    assert any(not torch.equal(fast[name], pefts[name]) for name in fast)  # another path was taken
+    assert max(off(fast, pefts).values()) < 1e-6
+    assert {name: some.dtype for name, some in fast.items()} == {name: some.dtype for name, some in pefts.items()}
+
+
+def test_weights_of_another_precision_are_pefts_to_cast() -> None:
+    model = adapted()
+    for layer in (some for some in model.modules() if isinstance(some, Linear)):
+        layer.base_layer.to(torch.float64)
+    x, own = torch.randn(ROWS_BTC, dtype=torch.float64), model(torch.ones(ROWS_BTC, dtype=torch.float64))
+    with fast_lora(CPU, True):
+        assert torch.equal(model(torch.ones_like(x)), own)
+
+
 @pytest.mark.parametrize(
     ("more", "low", "cheap"),
     [
@@ -71,9 +91,10 @@ def test_it_is_as_near_to_fp32_as_pefts_path(dropout: float, bias: bool) -> None
         ({"lora_bias": True}, True, True),
         ({"train_base": True}, True, True),
         ({"dropout": 0.1}, True, False),  # whoever wants torch's masks gets them
-        ({"dropout": 0.1}, False, True),
+        ({"dropout": 0.1}, False, False),
+        ({"use_dora": True}, False, True),
     ],
-    ids=["DoRA", "biases", "trained base", "torch's dropout", "fp32"],
+    ids=["DoRA", "biases", "trained base", "torch's dropout", "torch's dropout in fp32", "DoRA in fp32"],
 )
 def test_everything_else_is_pefts_to_the_bit(more: dict[str, Any], low: bool, cheap: bool) -> None:
     model = adapted(**more)
