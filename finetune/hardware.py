@@ -78,8 +78,7 @@ def choose_precision(wanted: str) -> Precision:
     if wanted == "auto":
         if cuda:
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        native = not has_accelerator() and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-        return "bf16" if native else "fp32"
+        return "bf16" if not has_accelerator() and _cpu_has_bf16() else "fp32"
     if wanted == "fp16" and not cuda:
         raise ConfigError("train.precision=fp16 needs a CUDA GPU.", "Use train.precision=auto, bf16 or fp32.")
     if wanted == "bf16" and cuda and not torch.cuda.is_bf16_supported():
@@ -91,6 +90,8 @@ def describe(processes: int, threads: int) -> dict[str, Any]:
     """The machine, for the run record."""
     return {
         "cpu": _cpu_name(),
+        # Virtual machines give processors of many kinds one name; what they compute with is what tells them apart.
+        "instructions": torch.backends.cpu.get_cpu_capability() + (" with bf16" if _cpu_has_bf16() else ""),
         "cores": psutil.cpu_count(logical=False) or 1,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
@@ -110,6 +111,11 @@ def peak_rss_mb() -> float:
                     return round(int(line.split()[1]) / 2**10, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether products in bf16 have instructions of their own: without them they are slower than in fp32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _cpu_name() -> str:

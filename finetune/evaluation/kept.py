@@ -227,7 +227,6 @@ def _machine(device: torch.device, model: torch.nn.Module) -> dict[str, Any]:
     packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
     return {
         "device": device.type,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
         "hardware": described,
         "versions": versions() | {package: _version(package) for package in packages},
     }

@@ -27,6 +27,7 @@ INTERPOLATIONS = {2: transforms.InterpolationMode.BILINEAR, 3: transforms.Interp
 
 def train(request: dict[str, Any]) -> dict[str, Any]:
     best, frozen = request["side"] == "best", request["peer"] == "torchvision_frozen"
+    low = best and request["best_precision"] == "bf16"
     prepare = preparation(Path(request["model"]))
     splits = {name: ImageFolder(str(Path(request["data"]) / name), prepare) for name in ("train", "test")}
     loader = DataLoader(splits["train"], batch_size=request["batch"], shuffle=True)
@@ -47,7 +48,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         if best:
             pixels = pixels.to(memory_format=torch.channels_last)
         clock.batches.append((len(labels), 0))
-        with torch.autocast("cpu", torch.bfloat16) if best else nullcontext():
+        with torch.autocast("cpu", torch.bfloat16) if low else nullcontext():
             logits = model(pixels)
         loss = F.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
@@ -63,7 +64,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
                 (model(pixels).argmax(-1) == labels).float() for pixels, labels in DataLoader(splits["test"], 32)
             ]  # fmt: skip
         accuracy = float(torch.cat(right).mean())
-    return clock.found("bf16" if best else "fp32", accuracy)
+    return clock.found("bf16" if low else "fp32", accuracy)
 
 
 def preparation(folder: Path) -> transforms.Compose:

@@ -37,4 +37,4 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
             processing_class=tokenizer,
             callbacks=[UpdateTimes(clock)],
         ).train()
-    return clock.found("bf16" if best else "fp32")
+    return clock.found(request["best_precision"] if best else "fp32")

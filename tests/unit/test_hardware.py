@@ -80,6 +80,17 @@ def test_the_description_is_of_this_machine() -> None:
     assert 10 < peak_rss_mb() < 100_000
 
 
+def test_processors_of_one_name_are_told_apart_by_what_they_compute_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual machines call them all the same; records of the two must not become one table."""
+    told = []
+    for amx in (False, True):
+        machine(monkeypatch, amx=amx)
+        told.append(describe(1, 1))
+    assert told[0]["cpu"] == told[1]["cpu"]
+    assert told[0]["instructions"] == torch.backends.cpu.get_cpu_capability()
+    assert told[1]["instructions"] == f"{told[0]['instructions']} with bf16"
+
+
 COMPILED = """
 import sys, torch
 from finetune.hardware import KEPT_PRODUCTS, keep_few_products

@@ -21,7 +21,7 @@ from finetune.bench.speed.starting import starting_times
 from finetune.data.cache import say
 from finetune.errors import ConfigError, TrainingError
 from finetune.files import write_json
-from finetune.hardware import describe, use_threads
+from finetune.hardware import choose_precision, describe, use_threads
 from finetune.recipe_files import recipes_folder
 from finetune.record import commit, versions
 
@@ -123,7 +123,7 @@ class Session:
         slices = prepare(row, settings["updates"], self.folder / "slices" / f"{row.name}-{settings['updates']}")
         request = {
             **settings, **slices, "side": side, "seed": number, "threads": self.threads,
-            "useful": row.useful,
+            "useful": row.useful, "best_precision": choose_precision("auto"),
         }  # fmt: skip
         others = {"cpu_used_by_others": others_share(), "busy_load": self.busy}
         with tempfile.TemporaryDirectory(prefix="finetune-speed-") as temporary:

@@ -158,22 +158,26 @@ def documents(folder: Path) -> str:
     return text
 
 
-BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
+def marks(found: Mapping[str, Any]) -> tuple[str, str]:
+    """What a README's table stands between: one of machines with bf16 and one of those without, who are far apart."""
+    low = any(row["sides"][OURS]["precision"] != "fp32" for row in found["rows"].values())
+    name = "speed" if low else "speed without bf16"
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def write_readme(path: Path, found: Mapping[str, Any]) -> None:
-    """Put the short table between the marks of a README; nothing else of it changes.
+    """Put the short table between its marks of a README; nothing else of it changes.
 
     Raises:
         ConfigError: it has no such marks, nothing was measured, or the machine was busy.
     """
-    text = path.read_text("utf-8") if path.is_file() else ""
-    if BEGIN not in text or END not in text:
-        raise ConfigError(f"{path} has no marks for the table of speeds.", f"Write {BEGIN} and {END} where it goes.")
     if not found["rows"] or found["busy_load"]:
         raise ConfigError(
             "The README takes no speeds of a busy machine, and none that there are not.", "Measure again."
         )
+    text, (begin, end) = path.read_text("utf-8") if path.is_file() else "", marks(found)
+    if begin not in text or end not in text:
+        raise ConfigError(f"{path} has no marks for this table of speeds.", f"Write {begin} and {end} where it goes.")
     head = [
         "work",
         "beside",
@@ -195,8 +199,8 @@ def write_readme(path: Path, found: Mapping[str, Any]) -> None:
     parts = [rows_markdown(lines), "Medians over pairs [least, most].", _behind(found["rows"])]
     parts += [_useful(found["rows"])] if any("useful" in row for row in found["rows"].values()) else []
     block = "\n\n".join([*parts, *_single_tables(found), _machine(next(iter(found["rows"].values())))])
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    write_atomically(path, f"{before}{BEGIN}\n{block}\n{END}{after}")
+    before, after = text.partition(begin)[0], text.partition(end)[2]
+    write_atomically(path, f"{before}{begin}\n{block}\n{end}{after}")
 
 
 def document(found: Mapping[str, Any]) -> str:
@@ -306,8 +310,10 @@ def _useful(rows: Mapping[str, Any]) -> str:
 def _machine(row: Mapping[str, Any]) -> str:
     key, pairs = row["measured_with"], row["sides"][OURS]["rows_per_s"]["pairs"]
     packages = ", ".join(f"{name} {version}" for name, version in key["versions"].items())
+    instructions = key.get("instructions", "instructions not noted")  # by records of an earlier version
     return (
-        f"{key['cpu']}, {key['cores']} cores, {key['threads']} threads a side, {key['memory_gb']} GiB; {pairs} pairs; "
+        f"{key['cpu']} ({instructions}), {key['cores']} cores, {key['threads']} threads a side, "
+        f"{key['memory_gb']} GiB; {pairs} pairs; "
         f"commit {row['commit']}; {packages}. Other processes used at most {row['most_cpu_used_by_others']:.0%} of the "
         "processor before a side began (first row)."
     )

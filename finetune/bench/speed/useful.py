@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from finetune.hardware import choose_precision
 from finetune.low_rank import is_plain
 
 REPEATS = 5
@@ -82,11 +83,7 @@ class Products:
 
     def _mm_gflops(self) -> float:
         """Rate of `torch.mm` over all products that were noted, each forward and backward."""
-        low = (
-            torch.bfloat16
-            if torch.is_autocast_enabled("cpu") or torch.cpu._is_avx512_bf16_supported()
-            else torch.float32
-        )
+        low = torch.bfloat16 if choose_precision("auto") == "bf16" else torch.float32
         flop = spent = 0.0
         generator = torch.Generator().manual_seed(0)
         for (rows, i, o, x, w), count in self.calls.items():

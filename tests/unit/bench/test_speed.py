@@ -18,7 +18,7 @@ from finetune.bench.speed.plans import parse_plan
 from finetune.bench.speed.rows import BEST, DEFAULT, OURS, ROWS, Row, chosen
 from finetune.bench.speed.session import Session, peers_program, refuse_busy
 from finetune.bench.speed.starting import until_first_update
-from finetune.bench.speed.summary import BEGIN, END, documents, ratios, spread, summary, write_readme
+from finetune.bench.speed.summary import documents, ratios, spread, summary, write_readme
 from finetune.bench.speed.useful import Products
 from finetune.cli import main
 from finetune.errors import ConfigError
@@ -29,18 +29,21 @@ pytestmark = pytest.mark.unit
 ROW = ROWS[0]
 
 
-def found(seconds: float, memory: float = 1000.0) -> dict[str, Any]:
-    return {"seconds": seconds, "examples": 100, "tokens": 2000, "peak_rss_mb": memory, "precision": "bf16"}
+def found(seconds: float, memory: float = 1000.0, precision: str = "bf16") -> dict[str, Any]:
+    return {"seconds": seconds, "examples": 100, "tokens": 2000, "peak_rss_mb": memory, "precision": precision}
 
 
-def write_records(session: Session, times: dict[str, list[float]], commit: str | None = None) -> None:
+def write_records(
+    session: Session, times: dict[str, list[float]], commit: str | None = None, precision: str = "bf16"
+) -> None:
     for side, seconds in times.items():
         for pair, some in enumerate(seconds):
             path = session.folder / "records" / ROW.name / f"{pair}-{side}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {
-                "side": side, "pair": pair, "found": found(some), "cpu_used_by_others": 0.0, "busy_load": session.busy,
-                "commit": commit or session.commit, "key": {**session.machine, **session._settings(ROW)},
+                "side": side, "pair": pair, "found": found(some, precision=precision),
+                "cpu_used_by_others": 0.0, "busy_load": session.busy, "commit": commit or session.commit,
+                "key": {**session.machine, **session._settings(ROW)},
             }  # fmt: skip
             path.write_text(json.dumps(content))
 
@@ -91,19 +94,31 @@ def test_useful_work_is_that_of_the_median_pair(tmp_path: Path) -> None:
 def test_the_readme_gets_its_table_between_its_marks_and_none_of_a_busy_machine(tmp_path: Path) -> None:
     write_records(Session(tmp_path, 1, None, busy=1.0), {OURS: [1.0], DEFAULT: [6.0], BEST: [2.0]})
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    others = "<!-- speed without bf16: begin -->\nof another machine\n<!-- speed without bf16: end -->"
+    readme.write_text(f"before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\n{others}\nafter\n")
     with pytest.raises(ConfigError, match="busy machine"):
         write_readme(readme, summary(tmp_path))
     write_records(Session(tmp_path, 1, None), {OURS: [1.0], DEFAULT: [6.0], BEST: [2.0]})
     write_readme(readme, summary(tmp_path))
     text = readme.read_text()
     assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
+    assert text.endswith(f"\n{others}\nafter\n")
     assert "old" not in text
     assert "| 6.00 [6.00, 6.00] (goal 5) | 2.00 [2.00, 2.00] (goal 1.5) |" in text
     readme.write_text("no marks")
     with pytest.raises(ConfigError, match="has no marks"):
         write_readme(readme, summary(tmp_path))
+
+
+def test_a_machine_without_bf16_has_a_table_of_its_own(tmp_path: Path) -> None:
+    write_records(Session(tmp_path, 1, None), {OURS: [1.0], DEFAULT: [2.0], BEST: [1.5]}, precision="fp32")
+    readme = tmp_path / "README.md"
+    quick = "<!-- speed: begin -->\nwith bf16\n<!-- speed: end -->\n"
+    readme.write_text(f"{quick}<!-- speed without bf16: begin -->\nold\n<!-- speed without bf16: end -->\n")
+    write_readme(readme, summary(tmp_path))
+    text = readme.read_text()
+    assert text.startswith(f"{quick}<!-- speed without bf16: begin -->\n| work |")
+    assert "old" not in text
 
 
 def test_a_stopped_session_measures_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
