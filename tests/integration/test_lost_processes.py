@@ -20,6 +20,9 @@ from tests.trainers import write_reviews
 
 pytestmark = pytest.mark.integration
 
+# Two processes that import everything on part of one core: no limit of the product, so it is generous.
+START_S = 240
+
 # A recipe of the user's own, whose second process comes to grief in the third update.
 GRIEF = """
     def loss_sum(model, batch):
@@ -112,8 +115,8 @@ def test_one_raises_or_leaves(what: str, named: str, reviews: Path, tmp_path: Pa
     recipe.write_text(source.replace(head, GRIEF.format(what=what, rank=1, call=3).lstrip("\n")))
     run = tmp_path / "run"
     with started(two(), recipe, reviews, run) as process:
-        until(lambda: (run / "run.json").exists(), 60)
-        until(lambda: not workers(run), 40)  # starting and two updates, then at most 15 s
+        until(lambda: updates(run) >= 2, START_S)
+        until(lambda: not workers(run), 15)
         output = process.communicate(timeout=30)[0]
     assert process.returncode != 0
     assert "Process 1 of 2" in output
@@ -129,7 +132,7 @@ def test_one_is_killed_or_stopped(
 ) -> None:
     run = tmp_path / "run"
     with started(two(), "bert_cls", reviews, run) as process:
-        until(lambda: updates(run) >= 2, 60)
+        until(lambda: updates(run) >= 2, START_S)
         assert listening(workers(run)) == {"127.0.0.1"}
         os.kill(workers(run)[1].pid, blow)
         until(lambda: not workers(run), seconds)
@@ -146,7 +149,7 @@ def test_the_launcher_is_ended(blow: signal.Signals, reviews: Path, tmp_path: Pa
     """The process that it started finishes its update, saves and leaves."""
     run = tmp_path / "run"
     with started(LINE.partition(" --recipe")[0], "bert_cls", reviews, run) as process:
-        until(lambda: updates(run) >= 2, 60)
+        until(lambda: updates(run) >= 2, START_S)
         os.kill(process.pid, blow)
         until(lambda: not workers(run), 15)
     assert record_of(run)["status"] == "interrupted"
