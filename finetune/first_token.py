@@ -50,7 +50,7 @@ def first_token_only(model: torch.nn.Module, device: torch.device, wanted: bool)
             reads_one_token[0] = False
 
     def layer_forward(hidden_states: torch.Tensor, attention_mask: Any = None, *more: Any, **named: Any) -> Any:
-        others = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
+        others = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values", "cache")
         unusual = any(some is not None for some in (*more, *(named.get(name) for name in others)))
         if unusual or not reads_one_token[0]:
             return whole_layer(hidden_states, attention_mask, *more, **named)

@@ -117,7 +117,7 @@ def _without_padding(encoder: Any, layouts: list[Layout]) -> Any:
         layouts.clear()
         # [B, 1, T, T] of bool is what transformers makes of a mask over tokens, and None where all are real.
         usual = attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool
-        others = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
+        others = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values", "cache")
         shown = named.get("output_hidden_states", encoder.config.output_hidden_states)
         if attention_mask is None or not usual or shown or any(named.get(name) is not None for name in others):
             return forward(hidden_states, attention_mask, **named)
