@@ -137,6 +137,9 @@ class TrainSettings(Section):
     skip_unread: bool = True
     """Compute of the last layer what the head reads, the first token (BERT classifiers on CPUs, with
     `length_buckets=true`): the same but for rounding and other dropout masks."""
+    skip_absent_tokens: bool = True
+    """Train those rows of the word embedding whose tokens are in training rows; the others only decay, as they would
+    anyway (CPUs; where no head shares the embedding): the same but for rounding."""
     reuse_memory: bool = True
     """Keep freed memory for the next step instead of giving it back (CPUs): faster, and the process stays large. Few
     compiled products are kept for it where rows have many lengths."""

@@ -34,6 +34,11 @@ class PairRows:
         """Tokens of the longer text of each pair, [rows]."""
         return self.texts.lengths[self.pairs[:, :2]].max(1)
 
+    @property
+    def token_ids(self) -> np.ndarray:
+        """Ids of all texts end to end, [tokens]: no others occur."""
+        return self.texts.token_ids
+
     def __len__(self) -> int:
         return len(self.pairs)
 

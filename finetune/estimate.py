@@ -32,6 +32,7 @@ SHAPES_S = 10.0
 
 def print_plan(options: RunOptions) -> int:
     """Print what a run would do and cost; trains nothing and writes no run folder."""
+    from finetune.absent_tokens import skips_absent_tokens, without_absent_tokens
     from finetune.experiment import build_trainer, open_run
     from finetune.frozen_features import reuses_features
 
@@ -58,11 +59,13 @@ def print_plan(options: RunOptions) -> int:
         padding = f"{with_buckets:.1%} of the tokens computed ({without:.1%} without length buckets)"
         lines.append(("padding", "left out of the encoder" if "train.skip_padding" in faster else padding))
     lines += [("note", note) for note in (*task.data.notes, *task.notes)]
+    faster += ["train.skip_absent_tokens"] if skips_absent_tokens(trainer) else []
     faster += ["train.keep_outputs"] if settings.keep_outputs and once else []
     faster += ["train.length_buckets"] if lengths is not None and settings.length_buckets else []
     if faster:
         lines.append(("faster by", f"{', '.join(faster)}; =false switches one off"))
-    seconds_per_token, first_s = _timed_updates(trainer, kernels, shapes=not once)
+    with without_absent_tokens(trainer):
+        seconds_per_token, first_s = _timed_updates(trainer, kernels, shapes=not once)
     updates = itertools.islice(plan.updates(), plan.updates_per_epoch if once else None)
     work = sum(_computed_tokens(keys, plan, lengths) for keys in updates)
     if once:

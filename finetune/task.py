@@ -25,7 +25,11 @@ Collate = Callable[[list[dict[str, Any]]], Batch]
 
 
 class Rows(Protocol):
-    """Rows that a batch can be made of."""
+    """Rows that a batch can be made of.
+
+    Rows that know more say it: `fixed`, that they are the same in every epoch; `token_ids`, every id that occurs in
+    them, [tokens].
+    """
 
     @property
     def lengths(self) -> np.ndarray | None:

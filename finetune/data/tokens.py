@@ -50,6 +50,11 @@ class TokenRows:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
+    @property
+    def token_ids(self) -> np.ndarray:
+        """Ids of all rows end to end, [tokens]: no others occur."""
+        return self.columns["input_ids"]
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -47,6 +47,11 @@ class Windows:
         return np.diff(self.offsets)
 
     @property
+    def token_ids(self) -> np.ndarray:
+        """Ids of all rows end to end, [tokens]: no others occur."""
+        return self.ids
+
+    @property
     def sentences(self) -> int:
         return len(self.sentence_ends)
 

@@ -30,6 +30,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         seconds of the timed updates with their examples and (real) tokens, peak memory up to the last of them, and
         test accuracy after a whole training.
     """
+    from finetune.absent_tokens import without_absent_tokens
     from finetune.checkpoint import Checkpoints
     from finetune.experiment import build_trainer, open_run
     from finetune.frozen_features import reused_features
@@ -65,7 +66,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
             clock.at[warm_up] = calls.stop
         trainer.task = replace(task, fit_head=clock.head(task))
         started = time.perf_counter()
-        with reused_features(trainer):
+        with reused_features(trainer), without_absent_tokens(trainer):
             _, progress = trainer.fit()
     ends = clock.ends
     seconds = max(ends[-1], clock.head_fitted) - started if whole else ends[-1] - ends[warm_up - 1]

@@ -33,6 +33,7 @@ def test_every_word_stands_once_where_it_is_judged(sentences: list[list[str]], o
     assert windows.lengths.max() <= 16
     rows = windows.__getitems__([RowKey(0, row) for row in range(len(windows))])
     assert sum(int((row["labels"] != IGNORE).sum()) for row in rows) == len(words)
+    assert {*windows.token_ids.tolist()} == {some for row in rows for some in row["input_ids"].tolist()}
     batch = pad_windows(rows, 0)
     assert windows.of_words(batch["labels"].numpy()).tolist() == list(itertools.chain(*tags))
     firsts = windows.of_words(batch["input_ids"].numpy())
