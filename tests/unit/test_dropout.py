@@ -47,6 +47,20 @@ def test_gradient_goes_where_the_value_went(dtype: torch.dtype) -> None:
     assert torch.equal(y.detach(), x.detach() * x.grad) or dtype != torch.float32
 
 
+def test_a_mask_to_multiply_with_gives_the_bits_of_one_of_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for most in (0, 1 << 20):
+        monkeypatch.setattr("finetune.dropout.MOST_FACTORS", most)
+        torch.manual_seed(3)
+        x = torch.randn(40, 30, requires_grad=True)
+        with fast_dropout(CPU, True):
+            y = F.dropout(x, 0.3)
+            y.square().sum().backward()
+        found.append((y.detach(), x.grad))
+    for some, other in zip(*found, strict=True):
+        assert torch.equal(some, other)
+
+
 @pytest.mark.parametrize("kind", ["none", "bool", "float", "causal"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_attention_that_drops_nothing_is_torchs(kind: str, autocast: bool) -> None:
