@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import psutil
@@ -35,6 +35,7 @@ def print_plan(options: RunOptions) -> int:
     from finetune.absent_tokens import skips_absent_tokens, without_absent_tokens
     from finetune.experiment import build_trainer, open_run
     from finetune.frozen_features import reuses_features
+    from finetune.frozen_layers import reused_layers, reuses_layers, seconds_of_a_token
 
     loaded, accelerator, precision, threads = open_run(options)
     task = loaded.build()
@@ -60,22 +61,30 @@ def print_plan(options: RunOptions) -> int:
         lines.append(("padding", "left out of the encoder" if "train.skip_padding" in faster else padding))
     lines += [("note", note) for note in (*task.data.notes, *task.notes)]
     faster += ["train.skip_absent_tokens"] if skips_absent_tokens(trainer) else []
+    faster += ["adapter.reuse_features"] if (below := reuses_layers(trainer)) else []
     faster += ["train.keep_outputs"] if settings.keep_outputs and once else []
     faster += ["train.length_buckets"] if lengths is not None and settings.length_buckets else []
     if faster:
         lines.append(("faster by", f"{', '.join(faster)}; =false switches one off"))
-    with without_absent_tokens(trainer):
+    evaluations = sum(trainer.evaluation_due(update + 1) for update in range(plan.total_updates))
+    below_s = 0.0
+    with reused_layers(trainer, compute=False), without_absent_tokens(trainer):
         seconds_per_token, first_s = _timed_updates(trainer, kernels, shapes=not once)
+        evaluation_s = 0.0 if once else evaluations * _evaluation_seconds(trainer)
+    if below:
+        tokens = sum(int(cast(np.ndarray, task.rows[name].lengths).sum()) for name in ("train", "valid"))
+        below_s = tokens * seconds_of_a_token(trainer, time.monotonic)
+        lines.append(("layers", f"frozen ones run once over the rows, about {_duration(below_s)} of the training"))
     updates = itertools.islice(plan.updates(), plan.updates_per_epoch if once else None)
     work = sum(_computed_tokens(keys, plan, lengths) for keys in updates)
+    training = _duration(below_s + first_s + seconds_per_token * work)
     if once:
         lines.append(("encoder", "frozen: it runs once over the rows, and every epoch trains the head on its output"))
-    evaluations = sum(trainer.evaluation_due(update + 1) for update in range(plan.total_updates))
-    evaluation = "on its kept output" if once else f"about {_duration(evaluations * _evaluation_seconds(trainer))}"
+    evaluation = "on its kept output" if once else f"about {_duration(evaluation_s)}"
     _judge_largest_batches(trainer)
     memory_gib = peak_rss_mb() / 2**10 + _exported_bytes(trainer) / 2**30
     lines += [
-        ("training", f"about {_duration(first_s + seconds_per_token * work)}, from {TIMED_UPDATES} timed updates"),
+        ("training", f"about {training}, from {TIMED_UPDATES} timed updates"),
         ("evaluation", f"{evaluation}, {evaluations} times on the {len(task.rows['valid']):,} validation rows"),
         ("memory", f"about {memory_gib:.1f} GiB of {psutil.virtual_memory().total / 2**30:.0f} GiB"),
     ]

@@ -52,6 +52,7 @@ def run(options: RunOptions) -> int:
     from finetune.absent_tokens import without_absent_tokens
     from finetune.evaluation.predict import predict_rows
     from finetune.frozen_features import reused_features
+    from finetune.frozen_layers import reused_layers
     from finetune.launch import say
     from finetune.watch import watched
 
@@ -77,7 +78,7 @@ def run(options: RunOptions) -> int:
             baselines = task.baselines(accelerator, kept or predict_rows) if task.baselines else []
             samples = task.samples(task.model) if task.samples and accelerator.is_main_process else []
             seconds.stop("baselines_s")
-            with reused_features(trainer, kept), without_absent_tokens(trainer):
+            with reused_features(trainer, kept), reused_layers(trainer), without_absent_tokens(trainer):
                 before, progress = trainer.fit(resume=options.resume is not None)
             seconds.stop("train_s")
             done_s = max(seconds.values["train_s"], 1e-9)

@@ -22,6 +22,9 @@ class Layers(Adapter):
     """Layers with a lower number stay as they are, embeddings included; 0 freezes the embeddings alone."""
     lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Each layer's learning rate as a multiple of that of the layer above it (0.9 is usual)."""
+    reuse_features: bool = True
+    """Compute once what the layers below `freeze_below` give, and train the others on it; false runs them in every
+    epoch, for the same result up to rounding."""
     unfreeze_every_updates: Annotated[int, Field(ge=1)] | None = None
     """Gradual unfreezing (arXiv:1801.06146): first what is above the layers is trained, then one layer more, from the
     top down, each time so many updates have passed; embeddings last."""
@@ -120,7 +123,23 @@ def layer_depths(model: torch.nn.Module) -> tuple[dict[str, int], int]:
     """Depth of every parameter, and the number of layers n.
 
     0 is below the first layer (embeddings), 1 to n are the layers, n + 1 is above them (final norm, pooler, head).
-    Layers are the members of the module list that holds most of the model.
+    Raises:
+        ConfigError: the model has no list of layers.
+    """
+    largest, layers = layer_list(model)
+    depths: dict[str, int] = {}
+    passed = False
+    for name, _ in model.named_parameters():
+        if name.startswith(f"{largest}."):
+            passed = True
+            depths[name] = int(name.removeprefix(f"{largest}.").partition(".")[0]) + 1
+        else:
+            depths[name] = len(layers) + 1 if passed else 0
+    return depths, len(layers)
+
+
+def layer_list(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
+    """A model's layers and their name: the module list that holds most of its weights.
 
     Raises:
         ConfigError: the model has no list of layers.
@@ -130,15 +149,7 @@ def layer_depths(model: torch.nn.Module) -> tuple[dict[str, int], int]:
     if not sizes:
         raise ConfigError(f"{type(model).__name__} has no list of layers that could be counted.", "Use adapter=full.")
     largest = max(sizes, key=lambda name: sizes[name])
-    depths: dict[str, int] = {}
-    passed = False
-    for name, _ in model.named_parameters():
-        if name.startswith(f"{largest}."):
-            passed = True
-            depths[name] = int(name.removeprefix(f"{largest}.").partition(".")[0]) + 1
-        else:
-            depths[name] = len(lists[largest]) + 1 if passed else 0
-    return depths, len(lists[largest])
+    return largest, lists[largest]
 
 
 def _is_bias(name: str) -> bool:

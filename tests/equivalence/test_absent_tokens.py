@@ -12,11 +12,9 @@ import torch
 
 from finetune.absent_tokens import OccurringRows, skips_absent_tokens, without_absent_tokens
 from finetune.errors import TrainingError
-from finetune.estimate import print_plan
 from finetune.history import read_history
-from finetune.options import RunOptions
 from finetune.trainer import Trainer
-from tests.trainers import make_trainer, write_reviews
+from tests.trainers import make_trainer
 
 pytestmark = pytest.mark.equivalence
 EMBEDDING = "bert.embeddings.word_embeddings.weight"
@@ -151,8 +149,9 @@ def test_an_embedding_that_is_trained_later_and_more_slowly_is_so_still(tmp_path
         assert torch.allclose(found[name], value, rtol=1e-5, atol=0), name
 
 
-def test_plan_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also where the rows are pairs of texts."""
-    reviews = write_reviews(tmp_path / "reviews.csv", rows=80)
-    assert print_plan(RunOptions("few_shot_cls", ["objective.baselines=false"], str(reviews))) == 0
-    assert "train.skip_absent_tokens" in capsys.readouterr().out
+def test_so_are_those_of_texts_in_pairs(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, "data.max_tokens=16", recipe="few_shot_cls")
+    assert skips_absent_tokens(trainer)
+    with without_absent_tokens(trainer):
+        rows: Any = trainer.model.get_input_embeddings()
+        assert len(rows.weight) < 300  # of 16 texts, and padding
