@@ -216,7 +216,7 @@ class _Line:
         path = self.trainer.checkpoints.folder.parent / f"hidden-{split}-{accelerator.process_index // here}.tmp"
         if accelerator.is_local_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.memmap(path, np.float32, mode="w+", shape=shape)
+            _make_file(path, shape[0] * shape[1] * np.dtype(np.float32).itemsize)
         accelerator.wait_for_everyone()
         hidden_ND = np.memmap(path, np.float32, mode="r+", shape=shape)
         accelerator.wait_for_everyone()
@@ -274,6 +274,15 @@ class _Line:
             return (self.below_BTD,) if self.in_tuple else self.below_BTD
 
         return forward
+
+
+def _make_file(path: Path, size: int) -> None:
+    """A file of zeros. Where it can be, its room is taken at once: a full disk is an error here, and later a crash."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
 
 
 class _Reached(Exception):
