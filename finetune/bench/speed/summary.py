@@ -195,7 +195,8 @@ def write_readme(path: Path, found: Mapping[str, Any]) -> None:
             for side in (DEFAULT, BEST)
         ]
         share = f"{row['memory_share']:.2f}" if "memory_share" in row else "–"
-        lines.append([row["work"], row["peer"], f"{row['sides'][OURS]['rows_per_s']['median']:.0f}", *times, share])
+        rate = row["sides"][OURS]["rows_per_s"]["median"]
+        lines.append([row["work"], row["peer"], f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}", *times, share])
     parts = [rows_markdown(lines), "Medians over pairs [least, most].", _behind(found["rows"])]
     parts += [_useful(found["rows"])] if any("useful" in row for row in found["rows"].values()) else []
     block = "\n\n".join([*parts, *_single_tables(found), _machine(next(iter(found["rows"].values())))])
