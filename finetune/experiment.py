@@ -49,10 +49,7 @@ def run(options: RunOptions) -> int:
         print(f"{options.resume} is completed already; nothing is left to resume.")
         return 0
 
-    from finetune.absent_tokens import without_absent_tokens
     from finetune.evaluation.predict import predict_rows
-    from finetune.frozen_features import reused_features
-    from finetune.frozen_layers import reused_layers
     from finetune.launch import say
     from finetune.watch import watched
 
@@ -78,7 +75,7 @@ def run(options: RunOptions) -> int:
             baselines = task.baselines(accelerator, kept or predict_rows) if task.baselines else []
             samples = task.samples(task.model) if task.samples and accelerator.is_main_process else []
             seconds.stop("baselines_s")
-            with reused_features(trainer, kept), reused_layers(trainer), without_absent_tokens(trainer):
+            with computed_once(trainer, kept):
                 before, progress = trainer.fit(resume=options.resume is not None)
             seconds.stop("train_s")
             done_s = max(seconds.values["train_s"], 1e-9)
@@ -176,6 +173,17 @@ def build_trainer(loaded: LoadedRecipe, task: Task, accelerator: Accelerator) ->
     }
     gradients = InOrder(accelerator, model) if settings.deterministic == "elastic" else Averaged(accelerator)
     return Trainer(task, adapter, model, settings, plan, accelerator, gradients, identity)
+
+
+@contextmanager
+def computed_once(trainer: Trainer, kept: KeptOutputs | None = None) -> Iterator[None]:
+    """A context in which training leaves out what it would compute again or for nothing, each by its own key."""
+    from finetune.absent_tokens import without_absent_tokens
+    from finetune.frozen_features import reused_features
+    from finetune.frozen_layers import reused_layers
+
+    with reused_features(trainer, kept), reused_layers(trainer), without_absent_tokens(trainer):
+        yield
 
 
 def _open_folder(loaded: LoadedRecipe, options: RunOptions, trainer: Trainer) -> Path:

@@ -120,14 +120,14 @@ class _Line:
         self.dtype, self.in_tuple, self.width = torch.float32, False, 0
 
     def obstacle(self) -> str:
-        """Why hidden states can't be reused; "" when they can."""
+        """Why hidden states can't be reused; "" when they can. Collective."""
         task, accelerator = self.task, self.trainer.accelerator
         if any(task.rows[name].lengths is None or not getattr(task.rows[name], "fixed", False) for name in SPLITS):
             return "rows have no length, or are varied anew each epoch"
         if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
             return "weights are sharded"
-        if _processes_here(accelerator.num_processes) is None:
-            return "processes are on several machines"
+        if accelerator.num_processes != int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+            return "not all processes are known to be on this machine, whose files they share"
         settings = self.trainer.settings
         if "train.skip_padding" in Kernels(accelerator.device, settings).in_use(self.model, False, causal=False):
             return "they compute without padding (train.skip_padding)"
@@ -135,34 +135,33 @@ class _Line:
         training = self.model.training
         try:
             with torch.random.fork_rng(devices=[]), torch.inference_mode():
-                return self._does_not_fit() or self._needs_too_much()
+                found = self._does_not_fit() or self._needs_too_much()
         finally:
             self.model.train(training)
+        # One verdict, before any process takes room: what is free is not the same a moment later.
+        agreed = accelerator.reduce(torch.tensor(float(bool(found)), device=accelerator.device), reduction="sum")
+        return found or ("another process found so" if agreed.item() else "")
 
     def _does_not_fit(self) -> str:
         task, rows = self.task, self.task.rows["valid"]
         batch = self.batch(rows, np.arange(min(PROBE_ROWS, len(rows))))
         self.model.eval()
         whole = task.logits(self.model, batch).float()
-        hidden_BTD = self._hidden(batch)
-        if hidden_BTD is None or hidden_BTD.ndim != 3:
+        found_BTD = self._hidden(batch)
+        if found_BTD is None or found_BTD.ndim != 3:
             return "what they give can't be told from the rest of the model"
-        hidden_BTD, self.width = hidden_BTD.clone(), hidden_BTD.shape[-1]
+        hidden_BTD, self.width = found_BTD.clone(), found_BTD.shape[-1]
         for row, length in enumerate(cast(np.ndarray, rows.lengths)[: len(hidden_BTD)]):
             hidden_BTD[row, length:] = 0
         with self.skipped():
             given = self.given(task.logits)(self.model, {**batch, BELOW: hidden_BTD}).float()
         if whole.shape != given.shape or (whole - given).abs().max() > TOLERANCE * max(1.0, float(whole.abs().max())):
             return "the model reads more of what is below them"
+        self.dtype = self.hidden_BTD(batch).dtype
         self.trainer.adapter.train_mode(self.model)
-        drawn = [self._drawn(batch, seed) for seed in (0, 1)]
-        if not torch.equal(*drawn):
+        if not torch.equal(cast(torch.Tensor, self._hidden(batch)), found_BTD):
             return "the model drops something out below them, which they would give only once"
         return ""
-
-    def _drawn(self, batch: Batch, seed: int) -> torch.Tensor:
-        torch.manual_seed(seed)
-        return cast(torch.Tensor, self._hidden(batch))
 
     def _needs_too_much(self) -> str:
         tokens = sum(int(cast(np.ndarray, self.task.rows[name].lengths).sum()) for name in SPLITS)
@@ -212,15 +211,14 @@ class _Line:
         shape = (int(offsets[-1]), self.width)
         if not compute:
             return HiddenRows(rows, np.broadcast_to(np.float32(0.0), shape), offsets)
-        here = cast(int, _processes_here(accelerator.num_processes))
-        path = self.trainer.checkpoints.folder.parent / f"hidden-{split}-{accelerator.process_index // here}.tmp"
-        if accelerator.is_local_main_process:
+        path = self.trainer.checkpoints.folder.parent / f"hidden-{split}.tmp"
+        if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             _make_file(path, shape[0] * shape[1] * np.dtype(np.float32).itemsize)
         accelerator.wait_for_everyone()
         hidden_ND = np.memmap(path, np.float32, mode="r+", shape=shape)
         accelerator.wait_for_everyone()
-        if accelerator.is_local_main_process:
+        if accelerator.is_main_process:
             with contextlib.suppress(PermissionError):  # a system that keeps the names of open files
                 path.unlink()
         mine = self.batches(rows)[accelerator.process_index :: accelerator.num_processes]
@@ -228,7 +226,6 @@ class _Line:
             for index in mine:
                 with (short := Shortage(self.model)).noted():
                     found_BTD = self.hidden_BTD(self.batch(rows, index))
-                    self.dtype = found_BTD.dtype
                 if short.met:
                     raise TrainingError(
                         f"No memory was left for {len(index)} rows at a time in the frozen layers.",
@@ -290,12 +287,6 @@ class _Reached(Exception):
 
     def __init__(self, hidden_BTD: torch.Tensor) -> None:
         self.hidden_BTD = hidden_BTD
-
-
-def _processes_here(world: int) -> int | None:
-    """Processes of this machine, or None where others are elsewhere: they don't see its files."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return here if here == world else None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,11 @@ class Layers(Adapter):
                 "adapter=layers does nothing as it is set.",
                 "Set adapter.freeze_below, adapter.lr_decay or adapter.unfreeze_every_updates.",
             )
+        if not self.reuse_features and not self.freeze_below:
+            raise ConfigError(
+                "adapter.reuse_features is ignored: no layer is frozen all the time.",
+                "Set adapter.freeze_below, or leave it out.",
+            )
         if self.unfreeze_every_updates is not None:
             self._check_unfreezing(self.unfreeze_every_updates, layers + 1 - self._lowest, total_updates)
 
@@ -123,6 +128,7 @@ def layer_depths(model: torch.nn.Module) -> tuple[dict[str, int], int]:
     """Depth of every parameter, and the number of layers n.
 
     0 is below the first layer (embeddings), 1 to n are the layers, n + 1 is above them (final norm, pooler, head).
+
     Raises:
         ConfigError: the model has no list of layers.
     """

@@ -30,10 +30,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         seconds of the timed updates with their examples and (real) tokens, peak memory up to the last of them, and
         test accuracy after a whole training.
     """
-    from finetune.absent_tokens import without_absent_tokens
     from finetune.checkpoint import Checkpoints
-    from finetune.experiment import build_trainer, open_run
-    from finetune.frozen_features import reused_features
+    from finetune.experiment import build_trainer, computed_once, open_run
     from finetune.options import RunOptions
 
     settings = [*request["settings"], f"train.batch_size={request['batch']}", f"model.name={request['model']}"]
@@ -66,7 +64,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
             clock.at[warm_up] = calls.stop
         trainer.task = replace(task, fit_head=clock.head(task))
         started = time.perf_counter()
-        with reused_features(trainer), without_absent_tokens(trainer):
+        with computed_once(trainer):
             _, progress = trainer.fit()
     ends = clock.ends
     seconds = max(ends[-1], clock.head_fitted) - started if whole else ends[-1] - ends[warm_up - 1]

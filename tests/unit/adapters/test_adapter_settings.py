@@ -91,6 +91,7 @@ def task() -> Any:
         (AnyPeft(config_class="LoraConfig", settings={"bias": "some"}), r"bias=\"some\" is refused"),
         (Layers(), r"adapter=layers does nothing"),
         (Layers(freeze_below=LAYERS + 1), r"freeze_below=4, but the model has 3 layers"),
+        (Layers(lr_decay=0.9, reuse_features=False), r"reuse_features is ignored.*\n.*adapter\.freeze_below"),
         (Layers(unfreeze_every_updates=30), r"would unfreeze the last of 4 parts after 120 updates.*\n.*=24 or less"),
         (Layers(unfreeze_every_updates=1, freeze_below=LAYERS), r"has nothing to unfreeze"),
         (PromptTuning(), r"adapter=prompt puts virtual tokens before .* task is text-classification.*\n.*lora"),
