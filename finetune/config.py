@@ -145,8 +145,8 @@ class TrainSettings(Section):
     compiled products are kept for it where rows have many lengths."""
     keep_outputs: bool = True
     """Keep in the cache what the model gives for the rows before training (features of a probe and of a frozen encoder,
-    losses before fine-tuning), and read it there: the same bits, computed once for runs of the same recipe, rows, model
-    and machine."""
+    hidden states of frozen layers, losses before fine-tuning), and read it there: the same bits, computed once for runs
+    of the same recipe, rows, model and machine."""
     eval_every_updates: Annotated[int, Field(ge=1)] | None = None
     """Evaluate on the validation split this often. `none` evaluates at the end of each epoch."""
     early_stop_evals: Annotated[int, Field(ge=1)] | None = None

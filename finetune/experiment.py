@@ -124,11 +124,12 @@ def open_run(options: RunOptions) -> tuple[LoadedRecipe, Accelerator, str, int]:
 
 def _kept_outputs(loaded: LoadedRecipe, task: Task) -> KeptOutputs | None:
     """What reads and keeps outputs of the model as it came, before an adapter goes in; None where nothing would."""
-    from finetune.adapters import Frozen
+    from finetune.adapters import Frozen, Layers
     from finetune.evaluation.kept import KeptOutputs
 
     recipe = loaded.recipe
-    if not recipe.train.keep_outputs or not (task.baselines or isinstance(recipe.adapter, Frozen)):
+    frozen = isinstance(recipe.adapter, Frozen) or (isinstance(recipe.adapter, Layers) and recipe.adapter.freeze_below)
+    if not recipe.train.keep_outputs or not (task.baselines or frozen):
         return None
     return KeptOutputs(recipe.train, task.model, recipe.adapter.model_dump(), loaded.sha256)
 
@@ -182,7 +183,7 @@ def computed_once(trainer: Trainer, kept: KeptOutputs | None = None) -> Iterator
     from finetune.frozen_features import reused_features
     from finetune.frozen_layers import reused_layers
 
-    with reused_features(trainer, kept), reused_layers(trainer), without_absent_tokens(trainer):
+    with reused_features(trainer, kept), reused_layers(trainer, kept), without_absent_tokens(trainer):
         yield
 
 

@@ -24,6 +24,7 @@ from finetune.memory import Shortage
 from finetune.progress import passing_bar
 
 if TYPE_CHECKING:
+    from finetune.evaluation.kept import KeptOutputs
     from finetune.task import Batch, Collate, Rows
     from finetune.trainer import Trainer
 
@@ -39,7 +40,7 @@ BELOW = "hidden_states_below"
 
 
 @contextmanager
-def reused_layers(trainer: Trainer, compute: bool = True) -> Iterator[None]:
+def reused_layers(trainer: Trainer, kept_outputs: KeptOutputs | None = None, compute: bool = True) -> Iterator[None]:
     """A context in which `trainer` trains upper layers on hidden states that frozen ones gave once.
 
     Exact up to rounding: dropout of frozen layers is in evaluation mode, so that they give every epoch the same. They
@@ -48,6 +49,7 @@ def reused_layers(trainer: Trainer, compute: bool = True) -> Iterator[None]:
     and a note says so.
 
     Args:
+        kept_outputs: reads them from the cache where an earlier run kept them; None computes them.
         compute: false puts zeros in their place: their time is what an update takes then, for `finetune plan`.
 
     Raises:
@@ -62,7 +64,9 @@ def reused_layers(trainer: Trainer, compute: bool = True) -> Iterator[None]:
         yield
         return
     task = trainer.task
-    rows = {name: line.rows_of(name, compute) if name in SPLITS else some for name, some in task.rows.items()}
+    rows = dict(task.rows)
+    for name in SPLITS:
+        rows[name] = line.rows_of(name, kept_outputs) if compute else line.blank(name)
     trainer.task = replace(
         task,
         rows=rows,
@@ -204,13 +208,35 @@ class _Line:
             handle.remove()
         return None
 
-    def rows_of(self, split: str, compute: bool) -> HiddenRows:
-        """Rows of a split with their hidden states. Collective."""
+    def rows_of(self, split: str, kept: KeptOutputs | None) -> HiddenRows:
+        """Rows of a split with their hidden states. Collective.
+
+        Raises:
+            TrainingError: there is no memory for a batch of the frozen layers.
+        """
+        rows, accelerator, task = self.task.rows[split], self.trainer.accelerator, self.task
+        offsets = _offsets(rows)
+        if kept is None:
+            return HiddenRows(rows, self._computed(split, offsets), offsets)
+        hidden_ND = kept.read_or(
+            lambda: (self._computed(split, offsets), True), int(offsets[-1]), self.model, rows, task.collate,
+            lambda _, batch: self.hidden_BTD(batch), accelerator, f"hidden states of {split}",
+            # Any head reads them.
+            frozen=getattr(self.model, str(getattr(self.model, "base_model_prefix", "")), None),
+            part=f"below layer {len(self.layers)}",
+        )  # fmt: skip
+        return HiddenRows(rows, hidden_ND, offsets)
+
+    def blank(self, split: str) -> HiddenRows:
+        """Rows of a split with zeros in place of their hidden states."""
+        rows = self.task.rows[split]
+        offsets = _offsets(rows)
+        return HiddenRows(rows, np.broadcast_to(np.float32(0.0), (int(offsets[-1]), self.width)), offsets)
+
+    def _computed(self, split: str, offsets: np.ndarray) -> np.ndarray:
+        """Of all tokens of a split, [tokens, D]. Collective."""
         rows, accelerator = self.task.rows[split], self.trainer.accelerator
-        offsets = np.concatenate([[0], np.cumsum(cast(np.ndarray, rows.lengths))])
         shape = (int(offsets[-1]), self.width)
-        if not compute:
-            return HiddenRows(rows, np.broadcast_to(np.float32(0.0), shape), offsets)
         path = self.trainer.checkpoints.folder.parent / f"hidden-{split}.tmp"
         if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +262,7 @@ class _Line:
                     hidden_ND[start:end] = some_TD[: end - start]
                 bar.update()
         accelerator.wait_for_everyone()
-        return HiddenRows(rows, hidden_ND, offsets)
+        return hidden_ND
 
     def given(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """A function of the task that is given batches with what is below the line."""
@@ -271,6 +297,11 @@ class _Line:
             return (self.below_BTD,) if self.in_tuple else self.below_BTD
 
         return forward
+
+
+def _offsets(rows: Rows) -> np.ndarray:
+    """Where each row's tokens begin among those of all rows, and where the last one's end."""
+    return np.concatenate([[0], np.cumsum(cast(np.ndarray, rows.lengths))])
 
 
 def _make_file(path: Path, size: int) -> None:

@@ -23,8 +23,8 @@ class Layers(Adapter):
     lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Each layer's learning rate as a multiple of that of the layer above it (0.9 is usual)."""
     reuse_features: bool = True
-    """Compute once what the layers below `freeze_below` give, and train the others on it; false runs them in every
-    epoch, for the same result up to rounding."""
+    """Compute once what the layers below `freeze_below` give, and train the others on it (later runs read it, see
+    train.keep_outputs); false runs them in every epoch, for the same result up to rounding."""
     unfreeze_every_updates: Annotated[int, Field(ge=1)] | None = None
     """Gradual unfreezing (arXiv:1801.06146): first what is above the layers is trained, then one layer more, from the
     top down, each time so many updates have passed; embeddings last."""

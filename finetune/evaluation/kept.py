@@ -91,15 +91,42 @@ class KeptOutputs:
         Args:
             frozen: the part of the model that decides the outputs, if the rest does not (a new head).
         """
-        key = self._key(frozen or model, rows, collate, outputs, accelerator)
+
+        def compute() -> tuple[np.ndarray, bool]:
+            return predict_all(model, rows, collate, outputs, accelerator, title)
+
+        return self.read_or(compute, len(rows), model, rows, collate, outputs, accelerator, title, frozen)
+
+    def read_or(
+        self,
+        compute: Callable[[], tuple[np.ndarray, bool]],
+        lines: int,
+        model: torch.nn.Module,
+        rows: Rows,
+        collate: Collate,
+        outputs: Callable[[torch.nn.Module, Batch], torch.Tensor],
+        accelerator: Accelerator,
+        title: str,
+        frozen: torch.nn.Module | None = None,
+        part: str = "",
+    ) -> np.ndarray:
+        """What is kept of a model, or what `compute` gives, which is kept then. Collective.
+
+        Args:
+            compute: [lines, K] fp32, the same on every process, and whether it came of the batches that were planned.
+            lines: one a row, or as many as `compute` makes of all rows.
+            outputs: makes the same of a batch, and is given one of four rows.
+            part: of the model, in words, where `outputs` gives different ones.
+        """
+        key = self._key(frozen or model, rows, collate, outputs, accelerator, part)
         few = _few(model, rows, collate, outputs, accelerator)
-        kept = _read(key, few, len(rows), accelerator) if key else None
+        kept = _read(key, few, lines, accelerator) if key else None
         have = accelerator.reduce(torch.tensor([int(kept is not None)], device=accelerator.device), reduction="sum")
         if kept is not None and int(have) == accelerator.num_processes:
             say(accelerator, f"{title}: {len(rows):,} rows read from the cache, where an earlier run kept them")
             self.read.append(title)
             return kept
-        found_RK, as_planned = predict_all(model, rows, collate, outputs, accelerator, title)
+        found_RK, as_planned = compute()
         # Smaller batches than planned, for want of memory, are rounded otherwise: the next run may have more.
         if key and few and as_planned and kept is None and accelerator.is_local_main_process:
             _write(key, found_RK, few, accelerator)
@@ -112,6 +139,7 @@ class KeptOutputs:
         collate: Collate,
         outputs: Callable[[torch.nn.Module, Batch], torch.Tensor],
         accelerator: Accelerator,
+        part: str = "",
     ) -> str:
         """The same on every process; "" where they are on unlike machines, and each would round for itself, or the
         model has tensors of a kind that is not known here."""
@@ -124,6 +152,7 @@ class KeptOutputs:
                 "model": pretrained,
                 "precision": accelerator.mixed_precision,
                 "outputs": f"{outputs.__module__}.{getattr(outputs, '__qualname__', type(outputs).__name__)}",
+                "part": part,
                 **_machine(accelerator.device, model),
             },
             sort_keys=True,
@@ -168,15 +197,15 @@ def _paths(key: str) -> tuple[Path, Path]:
     return folder / f"{key}.npy", folder / f"{key}.json"
 
 
-def _read(key: str, few: str, rows: int, accelerator: Accelerator) -> np.ndarray | None:
-    """[rows, K] fp32; None where there is none, or none that can be relied on."""
+def _read(key: str, few: str, lines: int, accelerator: Accelerator) -> np.ndarray | None:
+    """[lines, K] fp32; None where there is none, or none that can be relied on."""
     try:
         path, about = _paths(key)
         if not about.is_file():
             return None
         content: Any = json.loads(about.read_text("utf-8"))
         found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        usable = found.ndim == 2 and len(found) == rows and found.dtype == np.float32 and found.flags.c_contiguous
+        usable = found.ndim == 2 and len(found) == lines and found.dtype == np.float32 and found.flags.c_contiguous
         if usable and content["few_rows_sha256"] == few and _sha256(found) == content["sha256"]:
             with suppress(OSError):  # somebody else's cache can be read too
                 os.utime(path)

@@ -88,7 +88,10 @@ def test_two_processes_and_a_resumed_run_go_on_as_one(tmp_path: Path) -> None:
     flags = [flag for setting in settings for flag in ("--set", setting)]
 
     def run(name: str, world: int = 1, more: tuple[str, ...] = ("--output",)) -> Path:
-        words = ["run", "bert_cls", "--adapter", "layers", "--data", str(reviews), *flags, *more, str(tmp_path / name)]
+        # Two compute them together; one process keeps them, and reads them when it goes on.
+        keep = ["--set", f"train.keep_outputs={str(world == 1).lower()}"]
+        words = ["run", "bert_cls", "--adapter", "layers", "--data", str(reviews), *flags, *keep]
+        words += [*more, str(tmp_path / name)]
         around = environment(PYTHONPATH=str(ROOT))
         for done in forks().start(words, ROOT, around, world=world).wait_all():
             assert done.returncode == 0, done.stderr
@@ -97,6 +100,7 @@ def test_two_processes_and_a_resumed_run_go_on_as_one(tmp_path: Path) -> None:
     one, two = run("one"), run("two", 2)
     losses = [[line["loss"] for line in read_history(some / "history.jsonl") if "loss" in line] for some in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert record_of(two)["read_from_cache"] == []
     # Go on from update 5 as if the rest had never been.
     before = (one / "history.jsonl").read_bytes()
     weights = (one / "model" / "model.safetensors").read_bytes()
@@ -107,6 +111,7 @@ def test_two_processes_and_a_resumed_run_go_on_as_one(tmp_path: Path) -> None:
             shutil.rmtree(path)
     run("one", more=("--resume",))
     assert record_of(one)["status"] == "completed"
+    assert record_of(one)["read_from_cache"] == ["hidden states of train", "hidden states of valid"]
     assert (one / "history.jsonl").read_bytes() == before
     assert (one / "model" / "model.safetensors").read_bytes() == weights
 

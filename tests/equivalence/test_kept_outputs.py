@@ -18,6 +18,7 @@ from finetune.evaluation import kept
 from finetune.evaluation.kept import KeptOutputs
 from finetune.evaluation.predict import mean_pooled, predict_rows
 from finetune.frozen_features import reused_features
+from finetune.frozen_layers import reused_layers
 from finetune.history import read_history
 from finetune.task import SomeRows
 from finetune.trainer import Trainer
@@ -295,6 +296,33 @@ def test_a_frozen_model_trains_to_the_same_bits(tmp_path: Path) -> None:
         for name, value in plain.model.state_dict().items():
             assert torch.equal(value, other.model.state_dict()[name]), name
     assert fitted("seed", "train.seed=1")[1] == both
+
+
+def test_layers_above_frozen_ones_train_to_the_same_bits(tmp_path: Path) -> None:
+    """Hidden states go by the encoder and the line, not by the head: the other seed reads, another line computes."""
+    layers = ("adapter=layers", "train.max_updates=45", "train.eval_every_updates=15", "train.batch_size=16")
+
+    def fitted(name: str, *more: str, line: int = 4, keep: bool = True) -> tuple[Trainer, list[str], int]:
+        trainer = make_trainer(tmp_path / name, *layers, f"adapter.freeze_below={line}", "train.epochs=9", *more)
+        outputs = KeptOutputs(trainer.settings, trainer.model, {}, "")
+        passes: list[int] = []
+        lowest = trainer.model.bert.encoder.layer[0].attention.output.dense
+        lowest.register_forward_hook(lambda *_: passes.append(1))
+        with reused_layers(trainer, outputs if keep else None):
+            trainer.fit()
+        return trainer, outputs.read, len(passes)
+
+    (plain, _, _), (first, none, computed) = fitted("plain", keep=False), fitted("first")
+    again, both, looks = fitted("again")
+    assert none == []
+    assert both == ["hidden states of train", "hidden states of valid"]
+    assert looks < computed  # four rows of each, and those that tell whether it may be
+    for other in (first, again):
+        assert read_history(other.history.path) == read_history(plain.history.path)
+        for name, value in plain.model.state_dict().items():
+            assert torch.equal(value, other.model.state_dict()[name]), name
+    assert fitted("seed", "train.seed=1")[1] == both
+    assert fitted("line", line=3)[1] == []
 
 
 def test_smaller_batches_for_want_of_memory_are_not_kept(probe: Probe, folder: Path) -> None:
