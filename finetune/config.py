@@ -136,7 +136,8 @@ class TrainSettings(Section):
     but for rounding and other dropout masks."""
     skip_unread: bool = True
     """Compute of the last layer what the head reads, the first token (BERT classifiers on CPUs, with
-    `length_buckets=true`): the same but for rounding and other dropout masks."""
+    `length_buckets=true`; in training, and for a frozen encoder's features): the same but for rounding and other
+    dropout masks."""
     skip_absent_tokens: bool = True
     """Train those rows of the word embedding whose tokens are in training rows; the others only decay, as they would
     anyway (CPUs; where no head shares the embedding): the same but for rounding."""

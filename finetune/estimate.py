@@ -11,9 +11,9 @@ import numpy as np
 import psutil
 import torch
 
-from finetune.data.batching import BatchPlan, RowKey, evaluation_batches
+from finetune.data.batching import BatchPlan, RowKey
 from finetune.data.updates import load_updates
-from finetune.evaluation.predict import MAX_TOKENS, most_rows, predict_rows, to_device
+from finetune.evaluation.predict import planned_batches, predict_rows, to_device
 from finetune.hardware import peak_rss_mb
 from finetune.kernels import Kernels
 from finetune.state import capture
@@ -62,6 +62,7 @@ def print_plan(options: RunOptions) -> int:
     lines += [("note", note) for note in (*task.data.notes, *task.notes)]
     faster += ["train.skip_absent_tokens"] if skips_absent_tokens(trainer) else []
     faster += ["adapter.reuse_features"] if (below := reuses_layers(trainer)) else []
+    faster += ["train.skip_unread"] if once and kernels.reads_first_token(trainer.model) else []
     faster += ["train.keep_outputs"] if settings.keep_outputs and once else []
     faster += ["train.length_buckets"] if lengths is not None and settings.length_buckets else []
     if faster:
@@ -180,7 +181,7 @@ def _evaluation_seconds(trainer: Trainer) -> float:
     """Time of one evaluation, from a batch of typical rows; `trainer.model` computes in its precision by now."""
     task, rows, device = trainer.task, trainer.task.rows["valid"], trainer.accelerator.device
     lengths = rows.lengths
-    batches = evaluation_batches(lengths, len(rows), most_rows(rows, task.collate, device), MAX_TOKENS)
+    batches = planned_batches(rows, task.collate, device)
     costs = [len(batch) * (1 if lengths is None else int(lengths[batch].max())) for batch in batches]
     typical = batches[len(batches) // 2]
     if lengths is not None:
@@ -203,8 +204,7 @@ def _judge_largest_batches(trainer: Trainer) -> None:
     def judge(model: torch.nn.Module, split: str) -> None:
         rows = task.rows[split]
         lengths = rows.lengths
-        most = most_rows(rows, task.collate, accelerator.device)
-        batches = evaluation_batches(lengths, len(rows), most, MAX_TOKENS)
+        batches = planned_batches(rows, task.collate, accelerator.device)
         largest = max(batches, key=lambda some: len(some) * (1 if lengths is None else int(lengths[some].max())))
         predict_rows(model, SomeRows(rows, largest), task.collate, task.outputs, accelerator, split)
 

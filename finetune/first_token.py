@@ -16,24 +16,30 @@ import torch
 from torch.nn import functional as F
 
 
-def last_layer(model: torch.nn.Module) -> Any:
+def last_layer(model: torch.nn.Module, frozen: bool = False) -> Any:
     """The layer of which a BERT classifier reads the first token alone, or None.
 
-    A layer that is not trained is none: a run may read the layers below it (few_shot_cls), or keep what a frozen
-    encoder found.
+    Args:
+        frozen: also where it is not trained. By itself it is none then: a run may read the layers below it
+            (few_shot_cls).
     """
-    classifier = _classifier(model)
+    classifier = _classifier(model, frozen)
     return None if classifier is None else classifier.bert.encoder.layer[-1]
 
 
 @contextmanager
-def first_token_only(model: torch.nn.Module, device: torch.device, wanted: bool) -> Iterator[None]:
+def first_token_only(
+    model: torch.nn.Module, device: torch.device, wanted: bool, frozen: bool = False
+) -> Iterator[None]:
     """A context in which a BERT classifier's last layer computes its first token only, on the CPU; nothing elsewhere.
 
     Where the classifier is asked for its hidden states, or its encoder is called by itself, the layer is whole. A hook
     that reads its other tokens all the same finds NaN there, which no loss survives unseen.
+
+    Args:
+        frozen: also where the layer is not trained.
     """
-    classifier = _classifier(model) if wanted and device.type == "cpu" else None
+    classifier = _classifier(model, frozen) if wanted and device.type == "cpu" else None
     if classifier is None:
         yield
         return
@@ -66,8 +72,9 @@ def first_token_only(model: torch.nn.Module, device: torch.device, wanted: bool)
             classifier.forward = own  # Accelerate's
 
 
-def _classifier(model: torch.nn.Module) -> Any:
-    """A BERT sequence classifier in the model whose last layer is trained and can be computed in part, or None."""
+def _classifier(model: torch.nn.Module, frozen: bool) -> Any:
+    """A BERT sequence classifier in the model whose last layer is trained (or may be frozen) and can be computed in
+    part, or None."""
     known = sys.modules.get("transformers.models.bert.modeling_bert")  # a model of it has imported it
     if known is None:
         return None
@@ -76,7 +83,7 @@ def _classifier(model: torch.nn.Module) -> Any:
         if isinstance(module, known.BertForSequenceClassification) and isinstance(module.bert, known.BertModel):
             config, layer = module.config, module.bert.encoder.layer[-1]
             plain = config._attn_implementation == "sdpa" and not config.is_decoder and not config.add_cross_attention
-            trained = any(parameter.requires_grad for parameter in layer.parameters())
+            trained = frozen or any(parameter.requires_grad for parameter in layer.parameters())
             return module if plain and trained and module.bert.pooler is not None else None
     return None
 

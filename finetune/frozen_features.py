@@ -166,7 +166,7 @@ def _computed(trainer: Trainer, task: Task, split: str, kept: str, predict: Pred
         shapes.append(features.shape[1:])
         return features.flatten(1)
 
-    with Kernels(trainer.accelerator.device, trainer.settings).used(trainer.model):
+    with Kernels(trainer.accelerator.device, trainer.settings).used(trainer.model, frozen=True):
         found_RK = predict(trainer.model, rows, task.collate, outputs, trainer.accelerator, f"features of {split}")
     return KeptRows(rows, found_RK.reshape(len(rows), *shapes[0]))
 

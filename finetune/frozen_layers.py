@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from finetune.adapters.layers import Layers, layer_list
-from finetune.data.batching import RowKey, evaluation_batches
+from finetune.data.batching import RowKey
 from finetune.errors import TrainingError
-from finetune.evaluation.predict import MAX_TOKENS, most_rows, to_device
+from finetune.evaluation.predict import planned_batches, to_device
 from finetune.kernels import Kernels
 from finetune.launch import say
 from finetune.memory import Shortage
@@ -180,8 +180,7 @@ class _Line:
         return to_device(self.task.collate(some), self.trainer.accelerator.device)
 
     def batches(self, rows: Rows) -> list[np.ndarray]:
-        most = most_rows(rows, self.task.collate, self.trainer.accelerator.device)
-        return evaluation_batches(rows.lengths, len(rows), most, MAX_TOKENS)
+        return planned_batches(rows, self.task.collate, self.trainer.accelerator.device)
 
     def hidden_BTD(self, batch: Batch) -> torch.Tensor:
         """What the frozen layers give in training, in its precision."""

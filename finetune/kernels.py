@@ -46,9 +46,18 @@ class Kernels:
         }
         return [f"train.{key}" for key, useful in of_use.items() if useful and getattr(self.settings, key)]
 
+    def reads_first_token(self, model: torch.nn.Module) -> bool:
+        """Whether the features of a frozen encoder cost one token of its last layer."""
+        cpu, skips_padding = self.device.type == "cpu", self._skips_padding(model)
+        return cpu and self.settings.skip_unread and not skips_padding and last_layer(model, frozen=True) is not None
+
     @contextmanager
-    def used(self, model: torch.nn.Module) -> Iterator[None]:
-        """A context for forward and backward passes of training."""
+    def used(self, model: torch.nn.Module, frozen: bool = False) -> Iterator[None]:
+        """A context for forward and backward passes of training, and for those that keep a frozen encoder's features.
+
+        Args:
+            frozen: these are kept, of the vector that the head reads.
+        """
         device, settings, skips_padding = self.device, self.settings, self._skips_padding(model)
         with (
             fast_dropout(device, settings.fast_dropout),
@@ -57,7 +66,7 @@ class Kernels:
             fast_decoder_parts(model, device, settings.fast_decoder_parts),
             without_padding(model, device, skips_padding),
             # One of the two: without padding there is no row whose first token could be taken.
-            first_token_only(model, device, settings.skip_unread and not skips_padding),
+            first_token_only(model, device, settings.skip_unread and not skips_padding, frozen),
         ):
             yield
 

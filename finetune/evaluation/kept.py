@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 import finetune
-from finetune.data.batching import RowKey, evaluation_batches
+from finetune.data.batching import RowKey
 from finetune.data.cache import cache_folder
 from finetune.errors import SourceError
-from finetune.evaluation.predict import MAX_TOKENS, most_rows, predict_all, to_device
+from finetune.evaluation.predict import planned_batches, predict_all, to_device
 from finetune.files import whole_file, write_json
 from finetune.launch import say
 from finetune.memory import Shortage
@@ -157,7 +157,7 @@ class KeptOutputs:
             },
             sort_keys=True,
         )
-        batches = evaluation_batches(rows.lengths, len(rows), most_rows(rows, collate, accelerator.device), MAX_TOKENS)
+        batches = planned_batches(rows, collate, accelerator.device)
         # Hashes travel as numbers in tensors, never as pickles: each process fills in those of its own batches.
         found = torch.zeros((len(batches), 32), dtype=torch.int32)
         for number in range(accelerator.process_index, len(batches), accelerator.num_processes):

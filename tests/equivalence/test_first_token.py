@@ -153,6 +153,7 @@ def test_it_is_for_trained_classifiers_whose_head_reads_one_token() -> None:
         BertForSequenceClassification(BertConfig(**SMALL)).requires_grad_(False),
     ):
         assert last_layer(other) is None
+    assert last_layer(other, frozen=True) is other.bert.encoder.layer[-1]
 
 
 def test_a_run_uses_it_unless_it_skips_padding_or_is_told_not_to() -> None:

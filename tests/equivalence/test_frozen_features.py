@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from finetune.data.batching import evaluation_batches
-from finetune.evaluation.predict import MAX_ROWS, MAX_TOKENS
+from finetune.evaluation.predict import planned_batches
 from finetune.frozen_features import reused_features, what_is_kept
 from finetune.history import read_history
 from finetune.trainer import Trainer
@@ -34,8 +34,7 @@ def forwards(model: torch.nn.Module) -> list[int]:
 
 
 def batches(trainer: Trainer, split: str) -> int:
-    rows = trainer.task.rows[split]
-    return len(evaluation_batches(rows.lengths, len(rows), MAX_ROWS, MAX_TOKENS))
+    return len(planned_batches(trainer.task.rows[split], trainer.task.collate, trainer.accelerator.device))
 
 
 def fitted(trainer: Trainer, reuse: bool) -> tuple[list[dict[str, float]], int]:
@@ -139,6 +138,27 @@ def test_a_head_that_reads_the_first_token(tmp_path: Path) -> None:
     model = DistilBertForSequenceClassification(config)
     model.distilbert.requires_grad_(False)
     assert what_is_kept(trainer.task, model) == ("", "first token")
+
+
+def test_of_the_last_layer_one_token_is_computed(tmp_path: Path) -> None:
+    """Its features are those of the whole layer, and where padding is skipped, or the user says so, it is whole."""
+
+    def kept(name: str, *more: str) -> tuple[Any, set[int]]:
+        trainer, widths = make_trainer(tmp_path / name, *FROZEN, *more), set()
+        dense = trainer.model.bert.encoder.layer[-1].output.dense
+        dense.register_forward_hook(lambda *call: widths.add(call[-1].shape[-2]))
+        with reused_features(trainer):
+            widths.clear()  # of the pass that tells what the head reads
+            trainer.task.rows["valid"]
+            return trainer.task.rows["valid"].features, widths
+
+    (short, one), (whole, all_of_them) = kept("short"), kept("whole", "train.skip_unread=false")
+    assert one == {1}
+    assert min(all_of_them) > 1
+    np.testing.assert_allclose(short, whole, atol=2e-6)
+    packed, rows = kept("packed", "train.length_buckets=false")
+    assert min(rows) > 1
+    np.testing.assert_allclose(packed, whole, atol=2e-6)
 
 
 def test_what_varies_or_is_trained_is_not_reused(tmp_path: Path) -> None:

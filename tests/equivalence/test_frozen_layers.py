@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.data.batching import RowKey, evaluation_batches
+from finetune.data.batching import RowKey
 from finetune.estimate import print_plan
-from finetune.evaluation.predict import MAX_ROWS, MAX_TOKENS
+from finetune.evaluation.predict import planned_batches
 from finetune.frozen_layers import reused_layers, reuses_layers
 from finetune.history import read_history
 from finetune.options import RunOptions
@@ -44,7 +44,7 @@ def passes(trainer: Trainer) -> dict[int, int]:
 
 def batches(trainer: Trainer) -> int:
     both = [trainer.task.rows[name] for name in ("train", "valid")]
-    return sum(len(evaluation_batches(rows.lengths, len(rows), MAX_ROWS, MAX_TOKENS)) for rows in both)
+    return sum(len(planned_batches(rows, trainer.task.collate, trainer.accelerator.device)) for rows in both)
 
 
 @pytest.mark.parametrize(

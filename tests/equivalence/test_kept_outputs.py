@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.evaluation import kept
+from finetune.evaluation import kept, predict
 from finetune.evaluation.kept import KeptOutputs
 from finetune.evaluation.predict import mean_pooled, predict_rows
 from finetune.frozen_features import reused_features
@@ -236,7 +236,7 @@ def test_unlike_machines_keep_nothing_and_like_ones_share_the_work(
     probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes, one after the other: each hashes its own batches, and both come to the same key."""
-    monkeypatch.setattr(kept, "MAX_TOKENS", 64)
+    monkeypatch.setattr(predict, "CPU_TOKENS", 64)
     said: list[list[torch.Tensor]] = []
 
     def key(rank: int, world: int, other: list[torch.Tensor] | None) -> str:

@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
         if accelerator.num_processes not in (1, world):
             continue
         model.seen = []
-        with mock.patch.multiple(predict, MAX_ROWS=max_rows, MAX_TOKENS=max_tokens):
+        with mock.patch.multiple(predict, MAX_ROWS=max_rows, CPU_TOKENS=max_tokens):
             got = predict_rows(model, rows, _collate, lambda some, batch: some(batch), accelerator, "valid")
         probabilities = got[:, :CLASSES]
         labels = np.array([random.Random(row).randrange(CLASSES) for row in range(len(rows))])

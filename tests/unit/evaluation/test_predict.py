@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from finetune.data.batching import RowKey
 from finetune.data.tokens import TokenRows, pad_tokens
 from finetune.evaluation import predict
-from finetune.evaluation.predict import MAX_ROWS, mean_pooled, most_rows, predict_rows
+from finetune.evaluation.predict import MAX_ROWS, mean_pooled, most_rows, planned_batches, predict_rows
 
 pytestmark = pytest.mark.unit
 
@@ -55,7 +55,7 @@ def test_rows_come_back_in_order_from_any_number_of_processes(lengths: list[int]
 
     sent: list[list[torch.Tensor]] = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(predict, "MAX_TOKENS", tokens)
+        patched.setattr(predict, "CPU_TOKENS", tokens)
         for rank in range(world):
             accelerator: Any = Rank(rank, world, sent)
             found = predict_rows(model, rows, lambda some: pad_tokens(some, 0), outputs, accelerator, "x")
@@ -106,3 +106,15 @@ def test_large_images_come_in_small_batches_on_a_cpu_alone() -> None:
     predict_rows(torch.nn.Linear(1, 1), Pictures(3, 224, 224), stacked, outputs, accelerator, "x")
     assert max(shapes) == 16
     assert sum(shapes) == 90
+
+
+def test_a_cpus_batches_of_tokens_are_small_ones() -> None:
+    offsets = np.arange(0, 9 * 256 + 1, 256)
+    rows = TokenRows({"input_ids": np.ones(9 * 256, np.int64)}, offsets, np.zeros(9, bool))
+
+    def sizes(device: str, divisor: int = 1) -> list[int]:
+        return [len(some) for some in planned_batches(rows, lambda _: {}, torch.device(device), divisor)]
+
+    assert sizes("cpu") == [4, 4, 1]
+    assert sizes("cpu", 2) == [2, 2, 2, 2, 1]
+    assert sizes("cuda") == [9]
