@@ -16,6 +16,7 @@ import torch
 
 from finetune.adapters.layers import Layers, layer_list
 from finetune.data.batching import RowKey
+from finetune.data.mapped import forget_pages
 from finetune.errors import TrainingError
 from finetune.evaluation.predict import planned_batches, to_device
 from finetune.kernels import Kernels
@@ -259,6 +260,7 @@ class _Line:
                 for row, some_TD in zip(index, found_BTD.float().cpu().numpy(), strict=True):
                     start, end = offsets[row], offsets[row + 1]
                     hidden_ND[start:end] = some_TD[: end - start]
+                forget_pages(hidden_ND)
                 bar.update()
         accelerator.wait_for_everyone()
         return hidden_ND
@@ -341,6 +343,7 @@ class HiddenRows:
         return len(self.rows)
 
     def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
+        forget_pages(self.hidden_ND)  # those of the last rows, which were read after they were given
         spans = [slice(self.offsets[key.index], self.offsets[key.index + 1]) for key in keys]
         found = self.rows.__getitems__(keys)
         return [{**row, BELOW: self.hidden_ND[span]} for row, span in zip(found, spans, strict=True)]

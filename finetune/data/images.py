@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from finetune.data.batching import RowKey
+from finetune.data.mapped import forget_pages
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class ImageRows:
         return torch.from_numpy(flat.reshape(self.heights[index], -1, 3)).permute(2, 0, 1)
 
     def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
-        return [{"pixels": self._centre(key.index), "labels": self.labels[key.index]} for key in keys]
+        found = [{"pixels": self._centre(key.index), "labels": self.labels[key.index]} for key in keys]
+        forget_pages(self.pixels)
+        return found
 
     def _centre(self, index: int) -> torch.Tensor:
         return centre(self.image(index), self.size)

@@ -19,6 +19,7 @@ import numpy as np
 
 from finetune.data.batching import RowKey
 from finetune.data.cache import cache_folder, disk_errors, turn
+from finetune.data.mapped import forget_pages
 from finetune.files import sha256_file, sync_file, sync_folder
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class TokenRows:
         return len(self.offsets) - 1
 
     def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
+        for values in self.columns.values():
+            forget_pages(values)  # those of the last rows, which were read after they were given
         return [self._row(key.index) for key in keys]
 
     def _row(self, index: int) -> dict[str, Any]:
@@ -82,17 +85,28 @@ def tokenize(
         texts: one text column, or two for sentence pairs.
         label: column that becomes TokenRows.labels, or None.
     """
-    key = _key(split, tokenizer, max_tokens, texts)
+    apart = _apart(split)
+    key = _key(apart, tokenizer, max_tokens, texts)
     folder = cache_folder("tokens") / key
     # Ranks and parallel runs ask for the same split at the same time: one works, the others wait and read.
     with turn(f"tokens-{key}", "tokenising the same rows"):
         if not (folder / "done").exists():
             with disk_errors(folder.parent):
-                _write(split, tokenizer, max_tokens, texts, folder)
+                _write(apart, tokenizer, max_tokens, texts, folder)
     columns = {path.stem: np.memmap(path, np.int32, mode="r") for path in sorted(folder.glob("*.int32"))}
     offsets, truncated = np.load(folder / "offsets.npy"), np.load(folder / "truncated.npy")
     labels = None if label is None else np.asarray(split.with_format("numpy")[label][:])
     return TokenRows(columns, offsets, truncated, labels)
+
+
+def _apart(split: datasets.Dataset) -> datasets.Dataset:
+    """The same rows from a mapping of their own: its pages go with it, and those of `split` would stay this process's
+    memory, as large as all texts."""
+    files = split.cache_files
+    if len(files) != 1:  # rows in memory, or rows that were chosen by an index
+        return split
+    again = type(split).from_file(files[0]["filename"])
+    return again if again._fingerprint == split._fingerprint else split
 
 
 def _key(split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int, texts: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ import torch
 import finetune
 from finetune.data.batching import RowKey
 from finetune.data.cache import cache_folder
+from finetune.data.mapped import forget_pages
 from finetune.errors import SourceError
 from finetune.evaluation.predict import planned_batches, predict_all, to_device
 from finetune.files import whole_file, write_json
@@ -206,7 +207,9 @@ def _read(key: str, few: str, lines: int, accelerator: Accelerator) -> np.ndarra
         content: Any = json.loads(about.read_text("utf-8"))
         found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         usable = found.ndim == 2 and len(found) == lines and found.dtype == np.float32 and found.flags.c_contiguous
-        if usable and content["few_rows_sha256"] == few and _sha256(found) == content["sha256"]:
+        whole = usable and content["few_rows_sha256"] == few and _sha256(found) == content["sha256"]
+        forget_pages(found)
+        if whole:
             with suppress(OSError):  # somebody else's cache can be read too
                 os.utime(path)
                 os.utime(about)

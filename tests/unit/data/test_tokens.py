@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.arrow_writer
 import pytest
 
 from finetune.data import tokens
 from finetune.data.batching import RowKey
+from tests.unit.data.test_mapped import mapped_mib
 
 pytestmark = pytest.mark.unit
 
@@ -77,3 +80,40 @@ def test_what_the_last_call_asked_for_is_left_alone_and_is_no_part_of_the_key(
     assert backend.to_str() == before
     tokenizer.add_tokens(["anew"])
     assert tokens._key(split, tokenizer, 8, ("text",)) != plain
+
+
+def test_rows_are_read_apart_where_they_are_a_file_and_as_they_are_elsewhere(tmp_path: Path) -> None:
+    texts = [f"{number} {'long ' * 2000}" for number in range(4000)]  # 40 MB
+    writer = datasets.arrow_writer.ArrowWriter(path=str(tmp_path / "rows.arrow"))
+    writer.write_batch({"text": texts})
+    writer.finalize()
+    whole = datasets.Dataset.from_file(str(tmp_path / "rows.arrow"))
+    others = [
+        whole.select(range(7)), whole.shuffle(seed=1), whole.rename_column("text", "other"),
+        whole.map(keep_in_memory=True), datasets.Dataset.from_dict({"text": texts[:3]}),
+        datasets.concatenate_datasets([whole, whole]),
+    ]  # fmt: skip
+    for other in others:
+        assert tokens._apart(other)[:5] == other[:5]
+        assert len(tokens._apart(other)) == len(other)
+    apart = tokens._apart(whole)
+    assert apart is not whole
+    assert apart[:]["text"] == texts
+    if sys.platform == "linux":
+        before = mapped_mib()
+        del apart
+        assert mapped_mib() < before - 30
+
+
+def test_the_cache_is_that_of_rows_that_are_read_as_they_are(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    writer = datasets.arrow_writer.ArrowWriter(path=str(tmp_path / "rows.arrow"))
+    writer.write_batch({"text": WORDS, "label": list(range(len(WORDS)))})
+    writer.finalize()
+    split = datasets.Dataset.from_file(str(tmp_path / "rows.arrow"))
+    rows = tokens.tokenize(split, tokenizer, 8)
+    monkeypatch.setattr(tokens, "_coded", None)  # from the cache: nothing is encoded again
+    again = tokens.tokenize(datasets.Dataset.from_dict(split[:]), tokenizer, 8)
+    assert again.token_ids.tolist() == rows.token_ids.tolist()
