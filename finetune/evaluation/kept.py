@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ CHECKED_ROWS = 4
 MOST_OF_DISK = 0.05
 # What nobody read for so long is of other code, rows or weights than are asked for by now.
 UNREAD_S = 30 * 24 * 3600.0
+# Read and written at once of what is kept.
+PIECE_BYTES = 1 << 24
 _OWN_FILE = re.compile(r"[0-9a-f]{32}\.(npy|json)")
 
 
@@ -207,9 +209,7 @@ def _read(key: str, few: str, lines: int, accelerator: Accelerator) -> np.ndarra
         content: Any = json.loads(about.read_text("utf-8"))
         found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         usable = found.ndim == 2 and len(found) == lines and found.dtype == np.float32 and found.flags.c_contiguous
-        whole = usable and content["few_rows_sha256"] == few and _sha256(found) == content["sha256"]
-        forget_pages(found)
-        if whole:
+        if usable and content["few_rows_sha256"] == few and _sha256(found) == content["sha256"]:
             with suppress(OSError):  # somebody else's cache can be read too
                 os.utime(path)
                 os.utime(about)
@@ -230,7 +230,9 @@ def _write(key: str, found_RK: np.ndarray, few: str, accelerator: Accelerator) -
             gib = (found_RK.nbytes / 2**30, free / 2**30)
             raise SourceError(f"{gib[0]:,.2f} GiB are much for a cache on a disk with {gib[1]:,.1f} GiB left")
         with whole_file(path) as file:
-            np.save(file, found_RK, allow_pickle=False)
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(found_RK))
+            for piece in _pieces(found_RK):
+                file.write(piece.data)
         # Last: without it nothing is read. The hash is of what was to be written, whoever else writes there.
         write_json(about, {"sha256": _sha256(found_RK), "few_rows_sha256": few})
     except (OSError, SourceError) as error:
@@ -247,7 +249,18 @@ def _forget_unread(folder: Path) -> None:
 
 
 def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(array.data).hexdigest()
+    digest = hashlib.sha256()
+    for piece in _pieces(array):
+        digest.update(piece.data)
+    return digest.hexdigest()
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Its lines in order, some at a time; pages of a mapped file are given back behind them."""
+    step = max(1, PIECE_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), step):
+        yield array[start : start + step]
+        forget_pages(array)
 
 
 def _machine(device: torch.device, model: torch.nn.Module) -> dict[str, Any]:

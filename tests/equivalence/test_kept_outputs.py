@@ -87,6 +87,15 @@ def test_the_second_time_it_is_read(probe: Probe, capsys: pytest.CaptureFixture[
     assert f"probe: {rows} rows read from the cache, where an earlier run kept them" in capsys.readouterr().out
 
 
+def test_pieces_make_the_file_that_numpy_saves(probe: Probe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "PIECE_BYTES", 5_000)  # three rows and a bit
+    found, _ = probe.read()
+    assert probe.read()[1]
+    np.save(folder / "expected.npy", np.array(found), allow_pickle=False)
+    expected = (folder / "expected.npy").read_bytes()
+    assert [path.read_bytes() for path in folder.glob("*.npy") if path.stem != "expected"] == [expected]
+
+
 def test_whatever_decides_the_numbers_is_asked_for(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     probe.read()
     settings = probe.trainer.settings
