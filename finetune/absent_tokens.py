@@ -134,7 +134,7 @@ def _of_use(trainer: Trainer) -> tuple[torch.nn.Embedding, np.ndarray] | None:
     occurs_V = np.zeros(embedding.num_embeddings, dtype=bool)
     for first in range(0, len(ids), IDS_AT_ONCE):
         occurs_V[ids[first : first + IDS_AT_ONCE]] = True
-    forget_pages(ids)
+        forget_pages(ids)
     return (embedding, occurs_V) if 1 - occurs_V.mean() >= LEAST_ABSENT else None
 
 

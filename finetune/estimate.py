@@ -63,7 +63,7 @@ def print_plan(options: RunOptions) -> int:
     faster += ["train.skip_absent_tokens"] if skips_absent_tokens(trainer) else []
     faster += ["adapter.reuse_features"] if (below := reuses_layers(trainer)) else []
     faster += ["train.skip_unread"] if once and kernels.reads_first_token(trainer.model) else []
-    faster += ["train.keep_outputs"] if settings.keep_outputs and once else []
+    faster += ["train.keep_outputs"] if settings.keep_outputs and (once or below) else []
     faster += ["train.length_buckets"] if lengths is not None and settings.length_buckets else []
     if faster:
         lines.append(("faster by", f"{', '.join(faster)}; =false switches one off"))
@@ -75,7 +75,10 @@ def print_plan(options: RunOptions) -> int:
     if below:
         tokens = sum(int(cast(np.ndarray, task.rows[name].lengths).sum()) for name in ("train", "valid"))
         below_s = tokens * seconds_of_a_token(trainer, time.monotonic)
-        lines.append(("layers", f"frozen ones run once over the rows, about {_duration(below_s)} of the training"))
+        unless = ", unless an earlier run kept what they give" if settings.keep_outputs else ""
+        lines.append(
+            ("layers", f"frozen ones run once over the rows, about {_duration(below_s)} of the training{unless}")
+        )
     updates = itertools.islice(plan.updates(), plan.updates_per_epoch if once else None)
     work = sum(_computed_tokens(keys, plan, lengths) for keys in updates)
     training = _duration(below_s + first_s + seconds_per_token * work)

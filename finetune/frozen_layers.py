@@ -46,8 +46,8 @@ def reused_layers(trainer: Trainer, kept_outputs: KeptOutputs | None = None, com
 
     Exact up to rounding: dropout of frozen layers is in evaluation mode, so that they give every epoch the same. They
     compute whole evaluation batches, in the precision of training, and the same ones for any number of processes. The
-    hidden states are in a file that only open processes see, and read row by row. Where that can't be, nothing changes,
-    and a note says so.
+    hidden states are read row by row, from a file that only open processes see, or that of the cache. Where that can't
+    be, nothing changes, and a note says so.
 
     Args:
         kept_outputs: reads them from the cache where an earlier run kept them; None computes them.
@@ -59,18 +59,20 @@ def reused_layers(trainer: Trainer, kept_outputs: KeptOutputs | None = None, com
     if not _asked(trainer):
         yield
         return
-    line = _Line(trainer)
-    if obstacle := line.obstacle():
+    line, task = _Line(trainer), trainer.task
+    obstacle, rows = line.obstacle(), {}
+    try:
+        for name in SPLITS if not obstacle else ():
+            rows[name] = line.rows_of(name, kept_outputs) if compute else line.blank(name)
+    except _NoRoom as no_room:
+        obstacle = str(no_room)
+    if obstacle:
         say(trainer.accelerator, f"note: the frozen layers run in every epoch, because {obstacle}")
         yield
         return
-    task = trainer.task
-    rows = dict(task.rows)
-    for name in SPLITS:
-        rows[name] = line.rows_of(name, kept_outputs) if compute else line.blank(name)
     trainer.task = replace(
         task,
-        rows=rows,
+        rows={**task.rows, **rows},
         collate=_Collate(task.collate, cast(Any, trainer.model).main_input_name),
         loss_sum=line.given(task.loss_sum),
         outputs=line.given(task.outputs),
@@ -84,7 +86,10 @@ def reused_layers(trainer: Trainer, kept_outputs: KeptOutputs | None = None, com
 
 def reuses_layers(trainer: Trainer) -> bool:
     """Whether `reused_layers` will compute them once."""
-    return _asked(trainer) and not _Line(trainer).obstacle()
+    if not _asked(trainer):
+        return False
+    line = _Line(trainer)
+    return not (line.obstacle() or line.lacks_room(*SPLITS))
 
 
 def seconds_of_a_token(trainer: Trainer, clock: Callable[[], float]) -> float:
@@ -140,10 +145,14 @@ class _Line:
         training = self.model.training
         try:
             with torch.random.fork_rng(devices=[]), torch.inference_mode():
-                found = self._does_not_fit() or self._needs_too_much()
+                found = self._does_not_fit()
         finally:
             self.model.train(training)
-        # One verdict, before any process takes room: what is free is not the same a moment later.
+        return self._agreed(found)
+
+    def _agreed(self, found: str) -> str:
+        """One verdict of all processes. Collective."""
+        accelerator = self.trainer.accelerator
         agreed = accelerator.reduce(torch.tensor(float(bool(found)), device=accelerator.device), reduction="sum")
         return found or ("another process found so" if agreed.item() else "")
 
@@ -168,13 +177,17 @@ class _Line:
             return "the model drops something out below them, which they would give only once"
         return ""
 
-    def _needs_too_much(self) -> str:
-        tokens = sum(int(cast(np.ndarray, self.task.rows[name].lengths).sum()) for name in SPLITS)
+    def lacks_room(self, *splits: str) -> str:
+        """Why what some splits' rows give does not go on the disk; "" when it does. Collective, before any process
+        takes the room: what is free is not the same a moment later."""
+        tokens = sum(int(cast(np.ndarray, self.task.rows[name].lengths).sum()) for name in splits)
         checkpoints = getattr(self.trainer, "checkpoints", None)
         free = shutil.disk_usage(Path.cwd() if checkpoints is None else checkpoints.folder.parent).free
         if (needed := tokens * self.width * 4) > MOST_OF_DISK * free:
-            return f"what they give would take {needed / 2**30:,.1f} of {free / 2**30:,.1f} GiB of free disk"
-        return ""
+            return self._agreed(
+                f"what they give would take {needed / 2**30:,.1f} of {free / 2**30:,.1f} GiB of free disk"
+            )
+        return self._agreed("")
 
     def batch(self, rows: Rows, index: np.ndarray) -> Batch:
         some = rows.__getitems__([RowKey(0, int(row)) for row in index])
@@ -213,6 +226,7 @@ class _Line:
 
         Raises:
             TrainingError: there is no memory for a batch of the frozen layers.
+            _NoRoom: they were not kept, and there is no room for them on the disk.
         """
         rows, accelerator, task = self.task.rows[split], self.trainer.accelerator, self.task
         offsets = _offsets(rows)
@@ -235,6 +249,8 @@ class _Line:
 
     def _computed(self, split: str, offsets: np.ndarray) -> np.ndarray:
         """Of all tokens of a split, [tokens, D]. Collective."""
+        if no_room := self.lacks_room(split):
+            raise _NoRoom(no_room)
         rows, accelerator = self.task.rows[split], self.trainer.accelerator
         shape = (int(offsets[-1]), self.width)
         path = self.trainer.checkpoints.folder.parent / f"hidden-{split}.tmp"
@@ -312,6 +328,10 @@ def _make_file(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             file.truncate(size)
+
+
+class _NoRoom(Exception):
+    """Hidden states don't go on the disk; why."""
 
 
 class _Reached(Exception):

@@ -41,12 +41,11 @@ class ImageRows:
     def image(self, index: int) -> torch.Tensor:
         """The whole resized image, [3, height, width] uint8."""
         flat = np.array(self.pixels[self.starts[index] : self.ends[index]])
+        forget_pages(self.pixels)
         return torch.from_numpy(flat.reshape(self.heights[index], -1, 3)).permute(2, 0, 1)
 
     def __getitems__(self, keys: list[RowKey]) -> list[dict[str, Any]]:
-        found = [{"pixels": self._centre(key.index), "labels": self.labels[key.index]} for key in keys]
-        forget_pages(self.pixels)
-        return found
+        return [{"pixels": self._centre(key.index), "labels": self.labels[key.index]} for key in keys]
 
     def _centre(self, index: int) -> torch.Tensor:
         return centre(self.image(index), self.size)

@@ -13,8 +13,8 @@ def forget_pages(array: np.ndarray) -> None:
     the end.
 
     They stay in the system's cache, and are mapped again when they are read; what was written is in the file. Nothing
-    for other arrays, and on systems without the call.
+    for other arrays (also those that keep what is written to themselves), and on systems without the call.
     """
     mapped: Any = getattr(array, "_mmap", None)  # of np.memmap, and of each slice of one
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+    if mapped is not None and getattr(array, "mode", "c") != "c" and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)

@@ -102,10 +102,15 @@ def tokenize(
 def _apart(split: datasets.Dataset) -> datasets.Dataset:
     """The same rows from a mapping of their own: its pages go with it, and those of `split` would stay this process's
     memory, as large as all texts."""
-    files = split.cache_files
-    if len(files) != 1:  # rows in memory, or rows that were chosen by an index
+    files, formatting = split.cache_files, split.format
+    plain = formatting["type"] is None and formatting["columns"] == split.column_names
+    if len(files) != 1 or not plain:  # of several files, in memory, or varied when they are read
         return split
-    again = type(split).from_file(files[0]["filename"])
+    try:
+        again = type(split).from_file(files[0]["filename"])
+    except (OSError, ValueError):  # no longer there, or another file by now
+        return split
+    # Rows that were chosen by an index, or whose columns were renamed, have another fingerprint than their file.
     return again if again._fingerprint == split._fingerprint else split
 
 

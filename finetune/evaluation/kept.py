@@ -222,7 +222,7 @@ def _read(key: str, few: str, lines: int, accelerator: Accelerator) -> np.ndarra
 
 
 def _write(key: str, found_RK: np.ndarray, few: str, accelerator: Accelerator) -> None:
-    found_RK = np.ascontiguousarray(found_RK, dtype=np.float32)
+    found_RK = np.asanyarray(found_RK, dtype=np.float32, order="C")  # a mapped file stays one
     try:
         path, about = _paths(key)
         _forget_unread(path.parent)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from finetune.data.batching import RowKey
+from finetune.data.cache import cache_folder
 from finetune.estimate import print_plan
 from finetune.evaluation.predict import planned_batches
 from finetune.frozen_layers import reused_layers, reuses_layers
@@ -82,25 +83,27 @@ def first(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def test_two_processes_and_a_resumed_run_go_on_as_one(tmp_path: Path) -> None:
     reviews = write_reviews(tmp_path / "reviews.csv", rows=160)
+    # A cache that has the model, and nothing that an earlier run of this test kept.
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "pypi").symlink_to(cache_folder("pypi"))
     settings = [*SETTINGS[1:], "train.precision=fp32", "train.threads=1", "data.max_tokens=32", "train.seed=10"]
     settings += ["objective.baselines=false", "train.save_every_updates=5", "train.keep_checkpoints=9"]
     settings += ["model.dropout=0"]  # a short update is cut otherwise among two processes, and dropout with it
     flags = [flag for setting in settings for flag in ("--set", setting)]
 
-    def run(name: str, world: int = 1, more: tuple[str, ...] = ("--output",)) -> Path:
-        # Two compute them together; one process keeps them, and reads them when it goes on.
-        keep = ["--set", f"train.keep_outputs={str(world == 1).lower()}"]
-        words = ["run", "bert_cls", "--adapter", "layers", "--data", str(reviews), *flags, *keep]
-        words += [*more, str(tmp_path / name)]
-        around = environment(PYTHONPATH=str(ROOT))
+    def run(name: str, keep: bool, world: int = 1, more: tuple[str, ...] = ("--output",)) -> Path:
+        words = ["run", "bert_cls", "--adapter", "layers", "--data", str(reviews), *flags]
+        words += ["--set", f"train.keep_outputs={str(keep).lower()}", *more, str(tmp_path / name)]
+        around = environment(PYTHONPATH=str(ROOT), FINETUNE_CACHE=str(tmp_path / "cache"))
         for done in forks().start(words, ROOT, around, world=world).wait_all():
             assert done.returncode == 0, done.stderr
         return tmp_path / name
 
-    one, two = run("one"), run("two", 2)
+    # Both compute hidden states; those of the two are kept, and read when the one goes on.
+    two, one = run("two", True, 2), run("one", False)
+    assert record_of(two)["read_from_cache"] == record_of(one)["read_from_cache"] == []
     losses = [[line["loss"] for line in read_history(some / "history.jsonl") if "loss" in line] for some in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert record_of(two)["read_from_cache"] == []
     # Go on from update 5 as if the rest had never been.
     before = (one / "history.jsonl").read_bytes()
     weights = (one / "model" / "model.safetensors").read_bytes()
@@ -109,7 +112,7 @@ def test_two_processes_and_a_resumed_run_go_on_as_one(tmp_path: Path) -> None:
     for path in (one / "checkpoints").iterdir():
         if path.name.rpartition("_")[2].lstrip("0") != "5":
             shutil.rmtree(path)
-    run("one", more=("--resume",))
+    run("one", True, more=("--resume",))
     assert record_of(one)["status"] == "completed"
     assert record_of(one)["read_from_cache"] == ["hidden states of train", "hidden states of valid"]
     assert (one / "history.jsonl").read_bytes() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from finetune.history import read_history
 from finetune.task import SomeRows
 from finetune.trainer import Trainer
 from tests.trainers import make_trainer
+from tests.unit.data.test_mapped import mapped_mib
 
 pytestmark = pytest.mark.equivalence
 
@@ -94,6 +96,17 @@ def test_pieces_make_the_file_that_numpy_saves(probe: Probe, folder: Path, monke
     np.save(folder / "expected.npy", np.array(found), allow_pickle=False)
     expected = (folder / "expected.npy").read_bytes()
     assert [path.read_bytes() for path in folder.glob("*.npy") if path.stem != "expected"] == [expected]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell it in other ways")
+def test_a_mapped_file_is_kept_without_being_memory(probe: Probe, folder: Path) -> None:
+    path = folder.parent / "hidden.bin"
+    np.zeros(2**24, np.float32).tofile(path)
+    found_NK = np.memmap(path, np.float32, mode="r+", shape=(2**16, 2**8))
+    before = mapped_mib()
+    kept._write("0" * 32, found_NK, "few", probe.trainer.accelerator)
+    assert mapped_mib() < before + 32
+    assert np.array_equal(np.load(folder / f"{'0' * 32}.npy"), found_NK)
 
 
 def test_whatever_decides_the_numbers_is_asked_for(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +320,7 @@ def test_a_frozen_model_trains_to_the_same_bits(tmp_path: Path) -> None:
     assert fitted("seed", "train.seed=1")[1] == both
 
 
-def test_layers_above_frozen_ones_train_to_the_same_bits(tmp_path: Path) -> None:
+def test_layers_above_frozen_ones_train_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hidden states go by the encoder and the line, not by the head: the other seed reads, another line computes."""
     layers = ("adapter=layers", "train.max_updates=45", "train.eval_every_updates=15", "train.batch_size=16")
 
@@ -332,6 +345,9 @@ def test_layers_above_frozen_ones_train_to_the_same_bits(tmp_path: Path) -> None
             assert torch.equal(value, other.model.state_dict()[name]), name
     assert fitted("seed", "train.seed=1")[1] == both
     assert fitted("line", line=3)[1] == []
+    # A disk that got full since then has no room for what need not be computed.
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000_000))
+    assert fitted("full")[1] == both
 
 
 def test_smaller_batches_for_want_of_memory_are_not_kept(probe: Probe, folder: Path) -> None:

@@ -96,6 +96,10 @@ def test_rows_are_read_apart_where_they_are_a_file_and_as_they_are_elsewhere(tmp
     for other in others:
         assert tokens._apart(other)[:5] == other[:5]
         assert len(tokens._apart(other)) == len(other)
+    varied = whole.with_transform(lambda rows: {"text": [text[:3] for text in rows["text"]]})
+    assert tokens._apart(varied)[:5] == varied[:5]
+    made = varied.map(lambda row: {"text": row["text"] + "!"}, cache_file_name=str(tmp_path / "made.arrow"))
+    assert tokens._apart(made)[:5] == made[:5]
     apart = tokens._apart(whole)
     assert apart is not whole
     assert apart[:]["text"] == texts
@@ -103,6 +107,8 @@ def test_rows_are_read_apart_where_they_are_a_file_and_as_they_are_elsewhere(tmp
         before = mapped_mib()
         del apart
         assert mapped_mib() < before - 30
+        (tmp_path / "rows.arrow").unlink()  # still mapped
+        assert tokens._apart(whole)[:2] == {"text": texts[:2]}
 
 
 def test_the_cache_is_that_of_rows_that_are_read_as_they_are(
