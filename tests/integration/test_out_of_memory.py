@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from finetune.evaluation import predict
 from finetune.evaluation.predict import predict_rows
 from tests.forks import import_all
 from tests.matrix.roles import fork_all, make_trainer
@@ -79,6 +80,7 @@ def last_of(name):
 
 
 def judge(name, limited=None):
+    predict.CPU_TOKENS = 8192  # all rows in one batch or two: its activations are most of what is needed
     trainer = make_trainer("bert_cls", [*SETTINGS, "model.dropout=0", "data.max_tokens=64"], work / name)
     task, before = trainer.task, mapped("VmSize")
     if limited is not None:
