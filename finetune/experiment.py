@@ -127,9 +127,10 @@ def _kept_outputs(loaded: LoadedRecipe, task: Task) -> KeptOutputs | None:
     from finetune.adapters import Frozen, Layers
     from finetune.evaluation.kept import KeptOutputs
 
-    recipe = loaded.recipe
-    frozen = isinstance(recipe.adapter, Frozen) or (isinstance(recipe.adapter, Layers) and recipe.adapter.freeze_below)
-    if not recipe.train.keep_outputs or not (task.baselines or frozen):
+    recipe, adapter = loaded.recipe, loaded.recipe.adapter
+    reused = isinstance(adapter, Frozen) and adapter.reuse_features
+    reused |= isinstance(adapter, Layers) and bool(adapter.freeze_below) and adapter.reuse_features
+    if not recipe.train.keep_outputs or not (task.baselines or reused):
         return None
     return KeptOutputs(recipe.train, task.model, recipe.adapter.model_dump(), loaded.sha256)
 

@@ -232,13 +232,19 @@ class _Line:
         offsets = _offsets(rows)
         if kept is None:
             return HiddenRows(rows, self._computed(split, offsets), offsets)
-        hidden_ND = kept.read_or(
-            lambda: (self._computed(split, offsets), True), int(offsets[-1]), self.model, rows, task.collate,
-            lambda _, batch: self.hidden_BTD(batch), accelerator, f"hidden states of {split}",
+        hidden_ND = kept(
+            self.model,
+            rows,
+            task.collate,
+            lambda _, batch: self.hidden_BTD(batch),
+            accelerator,
+            f"hidden states of {split}",
             # Any head reads them.
             frozen=getattr(self.model, str(getattr(self.model, "base_model_prefix", "")), None),
             part=f"below layer {len(self.layers)}",
-        )  # fmt: skip
+            lines=int(offsets[-1]),
+            compute=lambda: (self._computed(split, offsets), True),
+        )
         return HiddenRows(rows, hidden_ND, offsets)
 
     def blank(self, split: str) -> HiddenRows:

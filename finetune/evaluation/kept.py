@@ -88,48 +88,31 @@ class KeptOutputs:
         accelerator: Accelerator,
         title: str,
         frozen: torch.nn.Module | None = None,
+        part: str = "",
+        lines: int | None = None,
+        compute: Callable[[], tuple[np.ndarray, bool]] | None = None,
     ) -> np.ndarray:
-        """As `predict_rows`. The result may be a memory-mapped file, read only.
+        """As `predict_rows`. The result may be a memory-mapped file, read only. Collective.
 
         Args:
             frozen: the part of the model that decides the outputs, if the rest does not (a new head).
-        """
-
-        def compute() -> tuple[np.ndarray, bool]:
-            return predict_all(model, rows, collate, outputs, accelerator, title)
-
-        return self.read_or(compute, len(rows), model, rows, collate, outputs, accelerator, title, frozen)
-
-    def read_or(
-        self,
-        compute: Callable[[], tuple[np.ndarray, bool]],
-        lines: int,
-        model: torch.nn.Module,
-        rows: Rows,
-        collate: Collate,
-        outputs: Callable[[torch.nn.Module, Batch], torch.Tensor],
-        accelerator: Accelerator,
-        title: str,
-        frozen: torch.nn.Module | None = None,
-        part: str = "",
-    ) -> np.ndarray:
-        """What is kept of a model, or what `compute` gives, which is kept then. Collective.
-
-        Args:
-            compute: [lines, K] fp32, the same on every process, and whether it came of the batches that were planned.
-            lines: one a row, or as many as `compute` makes of all rows.
-            outputs: makes the same of a batch, and is given one of four rows.
-            part: of the model, in words, where `outputs` gives different ones.
+            part: what else tells these outputs from others of the same function, in words.
+            lines: as many as `compute` makes of all rows, where it is not one a row.
+            compute: [lines, K] fp32, the same on every process, and whether it came of the planned batches; None is
+                `outputs` of each of them, which is given four rows in any case.
         """
         key = self._key(frozen or model, rows, collate, outputs, accelerator, part)
         few = _few(model, rows, collate, outputs, accelerator)
-        kept = _read(key, few, lines, accelerator) if key else None
+        kept = _read(key, few, len(rows) if lines is None else lines, accelerator) if key else None
         have = accelerator.reduce(torch.tensor([int(kept is not None)], device=accelerator.device), reduction="sum")
         if kept is not None and int(have) == accelerator.num_processes:
             say(accelerator, f"{title}: {len(rows):,} rows read from the cache, where an earlier run kept them")
             self.read.append(title)
             return kept
-        found_RK, as_planned = compute()
+        if compute is None:
+            found_RK, as_planned = predict_all(model, rows, collate, outputs, accelerator, title)
+        else:
+            found_RK, as_planned = compute()
         # Smaller batches than planned, for want of memory, are rounded otherwise: the next run may have more.
         if key and few and as_planned and kept is None and accelerator.is_local_main_process:
             _write(key, found_RK, few, accelerator)
